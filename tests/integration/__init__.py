@@ -1,0 +1,1 @@
+"""Modules against real servers."""
