@@ -1,0 +1,371 @@
+"""Admission: a request against a version's signature, as a pure decision.
+
+Gateway and worker both decide by this and by nothing else. A draft says which stored features are still wanted; the
+owner fetches them and completes it. Every violation of a request is found, not the first.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from contract.errors import Reason, Refused, Violation, invalid
+from contract.request import Native, Request
+from contract.signature import Feature, Signature
+from contract.signature_parts import MAX_INT
+from protos import millstream_v1_pb2 as v1
+from protos import millstream_wire_v1_pb2 as wire
+
+STORED_BYTES = 4096
+"""A stored value longer than this is no feature."""
+
+_FLOAT = re.compile(rb"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_INT = re.compile(rb"[+-]?[0-9]{1,16}(?:\.0*)?")
+
+
+class _Missing:
+    """Stands where the caller sent nothing."""
+
+
+MISSING = _Missing()
+
+
+class Wanted(NamedTuple):
+    """One stored feature that the caller left out: its place in the row and its key in the feature store."""
+
+    place: int
+    key: str
+
+
+class Admitted(NamedTuple):
+    """Rows that fit the signature. `rows` holds `n` rows as Matrix or Columns."""
+
+    rows: v1.Matrix | v1.Columns
+    n: int
+    hydrated: Sequence[tuple[int, wire.Origin]] = ()
+    degraded: bool = False
+    packed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """One row in which some features are still missing."""
+
+    admission: Admission
+    values: list[object]
+    wanted: tuple[Wanted, ...]
+    absent: tuple[int, ...]
+    """Missing and not stored anywhere: only a default can help."""
+    entity_id: str
+
+    def complete(self, stored: Mapping[int, tuple[bytes, wire.Origin]], *, store_failed: str = "") -> Admitted:
+        """The row with what was stored, then defaults, filled in.
+
+        `stored` maps a feature's index to its raw value and where it came from; `store_failed` says why the store
+        could not be asked, where it could not. Raises Refused with all violations.
+        """
+        admission = self.admission
+        entity = admission.signature.entity
+        hydrated: list[tuple[int, wire.Origin]] = []
+        wrong: list[Violation] = []
+        for want in self.wanted:
+            feature = admission.features[want.place]
+            if want.place in stored:
+                raw, origin = stored[want.place]
+                try:
+                    self.values[want.place] = feature.accept(_from_store(feature, raw))
+                    hydrated.append((want.place, origin))
+                except ValueError as error:
+                    wrong.append(Violation(feature.name, f"the stored value at {want.key} is unusable: {error}"))
+            elif feature.has_default and not (store_failed and entity and entity.on_store_error == "refuse"):
+                self.values[want.place] = feature.accept(feature.default)
+                hydrated.append((want.place, wire.DEFAULT))
+            elif store_failed:
+                raise Refused(
+                    Reason.FEATURES_UNAVAILABLE,
+                    f"the feature store could not be asked for {feature.name!r} ({store_failed}), nothing to fall back on",
+                    retry_after_s=0.1,
+                )
+            else:
+                wrong.append(
+                    Violation(feature.name, f"not sent, nothing is stored at {want.key}, and there is no default")
+                )
+        for index in self.absent:
+            feature = admission.features[index]
+            if feature.has_default:
+                self.values[index] = feature.accept(feature.default)
+                hydrated.append((index, wire.DEFAULT))
+            else:
+                wrong.append(Violation(feature.name, admission.absence(self.entity_id)))
+        if wrong:
+            raise invalid(wrong)
+        return admission.one(self.values, hydrated, degraded=bool(store_failed))
+
+
+class Admission:
+    """What requests to one version are checked against; compiled once per version."""
+
+    def __init__(self, signature: Signature, *, max_rows: int = 100_000) -> None:
+        self.signature = signature
+        self.features = signature.features
+        self.width = len(signature.features)
+        self.max_rows = max_rows
+        self.matrix = signature.matrix
+        self._pack = struct.Struct(f"<{self.width}d").pack if self.matrix else None
+        self._nullable = any(feature.nullable for feature in self.features)
+        self._index = {feature.name: feature.index for feature in self.features}
+        self._names = ", ".join(feature.name for feature in self.features[:20]) + (", …" if self.width > 20 else "")
+
+    def draft(self, request: Request) -> Admitted | Draft:
+        """The rows of a request, or a draft of its one row where features are to be fetched or defaulted.
+
+        Raises Refused with all violations.
+        """
+        wrong = request.check_ids() if request.request_id or request.entity_id else []
+        if request.entity_id:
+            wrong += self._check_entity(request.entity_id)
+        forms = [
+            name
+            for name, form in (
+                ("inputs", request.inputs),
+                ("features", request.features),
+                ("rows", request.packed if request.packed is not None else request.rows),
+            )
+            if form is not None
+        ]
+        if len(forms) > 1:
+            wrong.append(Violation(forms[1], f"send one of inputs, features and rows; {' and '.join(forms)} came"))
+            raise invalid(wrong)
+        if request.inputs is not None:
+            return self._by_position(request.inputs, wrong)
+        if request.packed is not None:
+            return self._by_packed(request.packed, wrong)
+        if request.rows is not None:
+            return self._by_rows(request.rows, wrong)
+        if request.features is None and not request.entity_id:
+            wrong.append(Violation("inputs", f"nothing was sent; expected {self._names} by position or by name"))
+            raise invalid(wrong)
+        return self._by_name(request.features or {}, request.entity_id, wrong)
+
+    def absence(self, entity_id: str) -> str:
+        """Why a feature that was not sent can't be done without."""
+        if self.signature.entity and not entity_id:
+            name = self.signature.entity.name
+            return f"not sent and has no default; send it, or an entity_id ({name}) to have it fetched"
+        return "not sent and has no default"
+
+    def one(self, values: Sequence[object], hydrated: Sequence[tuple[int, wire.Origin]], *, degraded: bool) -> Admitted:
+        """One checked row, packed."""
+        if self._pack:
+            if self._nullable:
+                values = [math.nan if value is None else value for value in values]
+            return Admitted(v1.Matrix(rows=1, float64=self._pack(*values)), 1, hydrated, degraded)
+        return Admitted(self._columns([values]), 1, hydrated, degraded)
+
+    def _by_position(self, inputs: Sequence[Native], wrong: list[Violation]) -> Admitted:
+        if len(inputs) != self.width:
+            wrong.append(Violation("inputs", f"expected {self.width} values ({self._names}), got {len(inputs)}"))
+            raise invalid(wrong)
+        values: list[object] = []
+        for feature, item in zip(self.features, inputs, strict=True):
+            try:
+                values.append(feature.accept(item))
+            except ValueError as error:
+                wrong.append(Violation(feature.name, str(error)))
+        if wrong:
+            raise invalid(wrong)
+        return self.one(values, (), degraded=False)
+
+    def _by_name(self, named: Mapping[str, Native], entity_id: str, wrong: list[Violation]) -> Admitted | Draft:
+        values: list[object] = [MISSING] * self.width
+        for name, item in named.items():
+            index = self._index.get(name)
+            if index is None:
+                wrong.append(Violation(name[:200], f"unknown feature; {self.signature.model_id} has {self._names}"))
+                continue
+            try:
+                values[index] = self.features[index].accept(item)
+            except ValueError as error:
+                values[index] = None
+                wrong.append(Violation(name, str(error)))
+        missing = [index for index, value in enumerate(values) if value is MISSING]
+        if not missing and not wrong:
+            return self.one(values, (), degraded=False)
+        entity = self.signature.entity
+        wanted: tuple[Wanted, ...] = ()
+        if entity and entity_id and not wrong:
+            wanted = tuple(Wanted(index, entity.store_key(entity_id, self.features[index])) for index in missing)
+            missing = []
+        if wrong:
+            if not entity_id:
+                wrong += [
+                    Violation(self.features[index].name, self.absence(entity_id))
+                    for index in missing
+                    if not self.features[index].has_default
+                ]
+            raise invalid(wrong)
+        return Draft(self, values, wanted, tuple(missing), entity_id)
+
+    def _by_packed(self, packed: v1.Rows, wrong: list[Violation]) -> Admitted:
+        form = packed.WhichOneof("form")
+        if form is None:
+            wrong.append(Violation("rows", "expected a matrix or columns, got neither"))
+        elif form == "matrix" and not self.matrix:
+            wrong.append(Violation("rows", "this model has string features: send columns, one per feature"))
+        if wrong:
+            raise invalid(wrong)
+        if form == "matrix":
+            return self._by_matrix(packed.matrix)
+        return self._by_columns(packed.columns)
+
+    def _bound(self, n: int) -> None:
+        if n == 0:
+            raise invalid([Violation("rows", "expected at least one row, got none")])
+        if n > self.max_rows:
+            raise invalid([Violation("rows", f"expected at most {self.max_rows} rows in one request, got {n}")])
+
+    def _by_matrix(self, matrix: v1.Matrix) -> Admitted:
+        self._bound(matrix.rows)
+        size = matrix.rows * self.width * 8
+        if len(matrix.float64) != size:
+            text = f"expected {matrix.rows} rows of {self.width} float64, {size} bytes, got {len(matrix.float64)}"
+            raise invalid([Violation("rows.matrix.float64", text)])
+        table = np.frombuffer(matrix.float64, dtype="<f8").reshape(matrix.rows, self.width)
+        wrong: list[Violation] = []
+        for feature in self.features:
+            self._check_column(feature, table[:, feature.index], wrong)
+        if wrong:
+            raise invalid(wrong)
+        return Admitted(matrix, matrix.rows, packed=True)
+
+    def _check_column(self, feature: Feature, column: npt.NDArray[np.float64], wrong: list[Violation]) -> None:
+        """Finds the first row that breaks each rule, without a loop over rows."""
+        null = np.isnan(column) if feature.nullable and feature.type == "float" else np.zeros(len(column), dtype=bool)
+        bad = ~np.isfinite(column) & ~null
+        if not bad.any():
+            if feature.type == "int":
+                bad = (column != np.trunc(column)) | (np.abs(column) > MAX_INT)
+            elif feature.type == "bool":
+                bad = (column != 0) & (column != 1)
+            if not bad.any():
+                if feature.min is not None:
+                    bad |= column < feature.min
+                if feature.max is not None:
+                    bad |= column > feature.max
+                if feature.categories is not None:
+                    bad |= ~np.isin(column, np.asarray(feature.categories, dtype=np.float64)) & ~null
+        if bad.any():
+            row = int(np.argmax(bad))
+            rows = int(np.count_nonzero(bad))
+            item = float(column[row])
+            reason = f"expected {feature.expected}, got {item}"
+            wrong.append(
+                Violation(f"rows[{row}].{feature.name}", reason + (f" ({rows} rows in all)" if rows > 1 else ""))
+            )
+
+    def _by_columns(self, columns: v1.Columns) -> Admitted:
+        self._bound(columns.rows)
+        if len(columns.columns) != self.width:
+            text = f"expected {self.width} columns ({self._names}), got {len(columns.columns)}"
+            raise invalid([Violation("rows.columns", text)])
+        wrong: list[Violation] = []
+        table: list[list[Native]] = []
+        for feature, column in zip(self.features, columns.columns, strict=True):
+            kind = column.WhichOneof("kind")
+            items: list[Native] = list(getattr(column, kind).values) if kind else [None] * columns.rows
+            if len(items) != columns.rows:
+                wrong.append(Violation(feature.name, f"expected {columns.rows} values, got {len(items)}"))
+                continue
+            for row in column.nulls:
+                if row < len(items):
+                    items[row] = None
+            table.append(items)
+        if wrong:
+            raise invalid(wrong)
+        return self._checked([list(row) for row in zip(*table, strict=True)])
+
+    def _by_rows(self, rows: Sequence[Sequence[Native]], wrong: list[Violation]) -> Admitted:
+        self._bound(len(rows))
+        wrong += [
+            Violation(f"rows[{number}]", f"expected {self.width} values ({self._names}), got {len(row)}")
+            for number, row in enumerate(rows)
+            if len(row) != self.width
+        ][:100]
+        if wrong:
+            raise invalid(wrong)
+        return self._checked(rows)
+
+    def _checked(self, rows: Sequence[Sequence[Native]]) -> Admitted:
+        wrong: list[Violation] = []
+        table: list[list[Native]] = []
+        for number, row in enumerate(rows):
+            out: list[Native] = []
+            for feature, item in zip(self.features, row, strict=True):
+                try:
+                    out.append(feature.accept(item))
+                except ValueError as error:
+                    wrong.append(Violation(f"rows[{number}].{feature.name}", str(error)))
+                    out.append(None)
+            table.append(out)
+            if len(wrong) >= 100:
+                break
+        if wrong:
+            raise invalid(wrong)
+        if self.matrix:
+            packed = np.array(table, dtype="<f8").tobytes()
+            return Admitted(v1.Matrix(rows=len(table), float64=packed), len(table), packed=True)
+        return Admitted(self._columns(table), len(table), packed=True)
+
+    def _columns(self, rows: Sequence[Sequence[object]]) -> v1.Columns:
+        """Checked rows as one packed list per feature; a null string is an empty one with its row noted."""
+        out = v1.Columns(rows=len(rows))
+        for feature, items in zip(self.features, zip(*rows, strict=True), strict=True):
+            column = out.columns.add()
+            if feature.type == "float":
+                column.doubles.values.extend(math.nan if item is None else item for item in items)
+            elif feature.type == "int":
+                column.integers.values.extend(items)
+            elif feature.type == "bool":
+                column.booleans.values.extend(items)
+            else:
+                column.strings.values.extend(item or "" for item in items)
+                column.nulls.extend(row for row, item in enumerate(items) if item is None)
+        return out
+
+    def _check_entity(self, entity_id: str) -> list[Violation]:
+        entity = self.signature.entity
+        if entity is None:
+            return [Violation("entity_id", f"{self.signature.model_id} fetches no features: send all of them")]
+        if not entity.matches(entity_id):
+            return [Violation("entity_id", f"{entity_id[:40]!r} does not match {entity.pattern}")]
+        return []
+
+
+def _from_store(feature: Feature, raw: bytes) -> Native:
+    """A stored value as the feature's type. Raises ValueError."""
+    shown = repr(raw[:40])[1:]
+    if len(raw) > STORED_BYTES:
+        raise ValueError(f"it has {len(raw)} bytes")
+    if feature.type == "string":
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            raise ValueError(f"expected UTF-8, got {shown}") from None
+    if feature.type == "bool":
+        if raw not in (b"true", b"false"):
+            raise ValueError(f"expected true or false, got {shown}")
+        return raw == b"true"
+    if feature.type == "int":
+        if not _INT.fullmatch(raw):
+            raise ValueError(f"expected an int, got {shown}")
+        return int(raw.partition(b".")[0])
+    if not _FLOAT.fullmatch(raw):
+        raise ValueError(f"expected a float, got {shown}")
+    return float(raw)

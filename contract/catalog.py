@@ -1,0 +1,56 @@
+"""The catalogue as a process knows it: the signed records of ms:catalog, verified and compiled once per change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from contract.errors import Reason, Refused
+from contract.record import ModelRecord
+from contract.trust import UntrustedRecord, unseal
+
+
+class Catalog:
+    """Model records by id. `update` replaces them whole; readers take what stands, without a lock."""
+
+    def __init__(self, key: Ed25519PublicKey) -> None:
+        self._key = key
+        self._sealed: dict[str, bytes] = {}
+        self.revision = -1
+        """ms:catalog:rev that was last applied; -1 before the first look."""
+        self.records: Mapping[str, ModelRecord] = {}
+        self.untrusted: Mapping[str, str] = {}
+        """model_id -> why its record is not used; the record before it stays in force."""
+
+    def update(self, revision: int, sealed: Mapping[bytes, bytes]) -> None:
+        """Applies what stands in Redis: `sealed` is the whole of ms:catalog at that revision."""
+        records: dict[str, ModelRecord] = {}
+        untrusted: dict[str, str] = {}
+        kept: dict[str, bytes] = {}
+        for name, raw in sealed.items():
+            model_id = name.decode(errors="replace")
+            known = self.records.get(model_id)
+            if known is not None and self._sealed.get(model_id) == raw:
+                records[model_id], kept[model_id] = known, raw
+                continue
+            try:
+                records[model_id], kept[model_id] = unseal(raw, model_id, self._key, known), raw
+            except UntrustedRecord as error:
+                untrusted[model_id] = str(error)
+                if known is not None:
+                    records[model_id], kept[model_id] = known, self._sealed[model_id]
+        self._sealed = kept
+        self.untrusted = untrusted
+        self.records = dict(sorted(records.items()))
+        self.revision = revision
+
+    def record(self, model_id: str) -> ModelRecord:
+        """The record of a model. Raises Refused naming the models there are."""
+        record = self.records.get(model_id)
+        if record is None:
+            there = ", ".join(list(self.records)[:20]) or "none"
+            asked = f"there is no model {model_id[:80]!r}" if model_id else "no model_id was sent"
+            reason = Reason.MODEL_UNKNOWN if model_id else Reason.INPUT_INVALID
+            raise Refused(reason, f"{asked}; there are: {there}")
+        return record

@@ -1,0 +1,82 @@
+"""Presence: what each living process shows of itself, renewed every second and gone with it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import orjson
+
+from contract.keys import Keys
+
+TTL_S = 5
+BEAT_S = 1.0
+
+
+def consumer_prefix(pid: int) -> str:
+    """What the name of every process with that pid on this host starts with."""
+    host = "".join(c if c.isalnum() and c.isascii() else "_" for c in socket.gethostname())[:40]
+    return f"{host}-{pid}-"
+
+
+def process_name() -> str:
+    """Host, pid and a mark of this boot of the process: a consumer's and a gateway's name."""
+    return consumer_prefix(os.getpid()) + secrets.token_hex(3)
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """What a process shows: the catalogue revision it has seen, what it loaded, what failed, how fast it is."""
+
+    role: str
+    name: str
+    revision: int = 0
+    loaded: frozenset[str] = frozenset()
+    """Hex version digests."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Hex version digest -> why it does not load."""
+    rows_per_s: Mapping[str, float] = field(default_factory=dict)
+    """model_id -> measured rate of predict calls."""
+    pid: int = 0
+
+    def beat(self, keys: Keys) -> list[tuple[str | bytes | int | float, ...]]:
+        """The Redis commands that renew it."""
+        key = keys.presence(self.role, self.name)
+        body = orjson.dumps(
+            {
+                "revision": self.revision,
+                "loaded": sorted(self.loaded),
+                "failed": dict(self.failed),
+                "rows_per_s": dict(self.rows_per_s),
+                "pid": self.pid,
+            }
+        )
+        now = time.time()
+        return [
+            ("HSET", key, "body", body),
+            ("EXPIRE", key, TTL_S),
+            ("ZADD", keys.roll(self.role), now, self.name),
+            ("ZREMRANGEBYSCORE", keys.roll(self.role), "-inf", now - 600),
+        ]
+
+    def leave(self, keys: Keys) -> list[tuple[str | bytes | int | float, ...]]:
+        """The Redis commands that take it away at once, where a process stops in order."""
+        return [("DEL", keys.presence(self.role, self.name)), ("ZREM", keys.roll(self.role), self.name)]
+
+    @classmethod
+    def decode(cls, role: str, name: str, raw: bytes) -> Presence:
+        """From the `body` field of its hash."""
+        body = orjson.loads(raw)
+        return cls(
+            role=role,
+            name=name,
+            revision=body["revision"],
+            loaded=frozenset(body["loaded"]),
+            failed=body["failed"],
+            rows_per_s=body["rows_per_s"],
+            pid=body["pid"],
+        )

@@ -1,0 +1,223 @@
+"""A request as the caller sent it, whichever way it came.
+
+gRPC message ─┐
+              ├─> Request ─> Admission.draft ─> (hydrate) ─> Draft.complete ─> Admitted
+JSON entry  ──┘
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import orjson
+from google.protobuf.message import DecodeError
+
+from contract.errors import Reason, Refused, Violation, invalid
+from contract.strict_json import StrictJsonError, parse_json
+from protos import millstream_v1_pb2 as v1
+
+Native = float | int | bool | str | None
+"""A feature's value in Python; None is null."""
+
+REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+STREAM_ID = re.compile(r"[0-9]+-[0-9]+")
+ENTITY_ID_BYTES = 256
+_FIELDS = {"model_id", "version", "inputs", "features", "rows", "entity_id", "request_id", "discard_reply"}
+_EXACT = 2**53
+
+
+def native(value: v1.Value) -> Native:
+    """The Python value of a message; None where no kind is set."""
+    kind = value.WhichOneof("kind")
+    return getattr(value, kind) if kind else None
+
+
+def value_of(item: Native) -> v1.Value:
+    """The message of a Python value.
+
+    Raises ValueError for an integer beyond 64 bits, TypeError for anything but a number, a boolean, a string or None.
+    """
+    if item is None:
+        return v1.Value()
+    if isinstance(item, bool):
+        return v1.Value(boolean=item)
+    if isinstance(item, int):
+        return v1.Value(integer=item)
+    if isinstance(item, float):
+        return v1.Value(number=item)
+    if isinstance(item, str):
+        return v1.Value(text=item)
+    if hasattr(item, "item"):  # a numpy scalar
+        return value_of(item.item())
+    raise TypeError(f"a feature is a number, a boolean, a string or null, not {type(item).__name__}")
+
+
+class Request(NamedTuple):
+    """What was asked, nothing of it checked against a signature yet. (A tuple: one is made per request.)"""
+
+    model_id: str
+    version: str = ""
+    inputs: Sequence[Native] | None = None
+    features: Mapping[str, Native] | None = None
+    packed: v1.Rows | None = None
+    """Many rows as a gRPC caller packs them."""
+    rows: Sequence[Sequence[Native]] | None = None
+    """Many rows as JSON has them, each by position."""
+    entity_id: str = ""
+    request_id: str = ""
+    discard_reply: bool = False
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Request:
+        """From a serialized PredictRequest. Raises Refused."""
+        try:
+            message = v1.PredictRequest.FromString(raw)
+        except DecodeError:
+            raise Refused(Reason.MALFORMED, "the bytes are no millstream.v1.PredictRequest") from None
+        inputs = message.inputs
+        return cls(
+            message.model_id,
+            message.version,
+            [native(value) for value in inputs] if inputs else None,
+            {name: native(value) for name, value in message.features.items()} if message.features else None,
+            message.rows if message.HasField("rows") else None,
+            None,
+            message.entity_id,
+            message.request_id,
+            message.discard_reply,
+        )
+
+    def to_message(self) -> v1.PredictRequest:
+        """The gRPC message that asks the same."""
+        message = v1.PredictRequest(
+            model_id=self.model_id,
+            version=self.version,
+            inputs=[value_of(item) for item in self.inputs or ()],
+            features={name: value_of(item) for name, item in (self.features or {}).items()},
+            entity_id=self.entity_id,
+            request_id=self.request_id,
+            discard_reply=self.discard_reply,
+        )
+        if self.packed is not None:
+            message.rows.CopyFrom(self.packed)
+        return message
+
+    @classmethod
+    def from_json(cls, raw: bytes, model_id: str) -> Request:
+        """From the `json` field of a bulk entry of the model's own stream. Raises Refused with all violations."""
+        try:
+            body: Any = parse_json(raw)
+        except StrictJsonError as error:
+            raise Refused(Reason.MALFORMED, f"the entry is no JSON: {error}") from None
+        if not isinstance(body, dict):
+            raise Refused(Reason.MALFORMED, f"the entry is a JSON {_kind(body)}, an object is expected")
+        known = ", ".join(sorted(_FIELDS))
+        wrong = [Violation(name[:200], f"unknown field; known are {known}") for name in body if name not in _FIELDS]
+        texts = {}
+        for name in ("model_id", "version", "entity_id", "request_id"):
+            text = body.get(name, "")
+            if isinstance(text, str):
+                texts[name] = text
+            else:
+                wrong.append(Violation(name, f"expected a string, got {_kind(text)}"))
+        if texts.get("model_id") not in ("", None, model_id):
+            text = f"this is the stream of {model_id!r}, the entry says {texts['model_id'][:200]!r}"
+            wrong.append(Violation("model_id", text))
+        inputs = body.get("inputs")
+        if inputs is not None and not _is_row(inputs):
+            wrong.append(Violation("inputs", "expected a list of numbers, booleans, strings or nulls"))
+        features = body.get("features")
+        if features is not None and not (isinstance(features, dict) and _is_row(list(features.values()))):
+            wrong.append(Violation("features", "expected an object of numbers, booleans, strings or nulls"))
+        rows = body.get("rows")
+        if rows is not None and not (isinstance(rows, list) and all(_is_row(row) for row in rows)):
+            wrong.append(Violation("rows", "expected a list of lists of numbers, booleans, strings or nulls"))
+        discard = body.get("discard_reply", False)
+        if not isinstance(discard, bool):
+            wrong.append(Violation("discard_reply", f"expected true or false, got {_kind(discard)}"))
+        if wrong:
+            raise invalid(wrong)
+        return cls(
+            model_id=model_id,
+            version=texts["version"],
+            inputs=inputs,
+            features=features,
+            rows=rows,
+            entity_id=texts["entity_id"],
+            request_id=texts["request_id"],
+            discard_reply=discard,
+        )
+
+    @property
+    def row_count(self) -> int:
+        """Rows that are asked for; one unless they were sent as many."""
+        if self.rows is not None:
+            return len(self.rows)
+        if self.packed is not None:
+            return self.packed.matrix.rows if self.packed.WhichOneof("form") == "matrix" else self.packed.columns.rows
+        return 1
+
+    def body_sha256(self) -> bytes:
+        """SHA-256 of what was asked, the same for every way it can be written: 45 and 45.0, gRPC and JSON."""
+        body = [
+            self.model_id,
+            self.version,
+            self.entity_id,
+            None if self.inputs is None else [_plain(item) for item in self.inputs],
+            None if self.features is None else {name: _plain(item) for name, item in self.features.items()},
+            None if self.rows is None else [[_plain(item) for item in row] for row in self.rows],
+        ]
+        digest = hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS, default=str))
+        if self.packed is not None:
+            digest.update(self.packed.SerializeToString(deterministic=True))
+        return digest.digest()
+
+    def check_ids(self) -> list[Violation]:
+        """What is wrong with the ids; they become parts of keys."""
+        wrong = []
+        if self.request_id and not REQUEST_ID.fullmatch(self.request_id):
+            wrong.append(Violation("request_id", "expected 1 to 128 printable ASCII characters without spaces"))
+        elif self.request_id and STREAM_ID.fullmatch(self.request_id):
+            wrong.append(Violation("request_id", "ids of the form 123-4 belong to stream entries; add a letter"))
+        if len(self.entity_id.encode()) > ENTITY_ID_BYTES:
+            wrong.append(Violation("entity_id", f"expected at most {ENTITY_ID_BYTES} bytes"))
+        return wrong
+
+
+def _is_row(row: object) -> bool:
+    return isinstance(row, list) and all(item is None or isinstance(item, float | int | str) for item in row)
+
+
+def _kind(item: object) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(item), "a number")
+
+
+def _plain(item: Native) -> object:
+    if isinstance(item, float):
+        if item.is_integer() and abs(item) <= _EXACT and not (item == 0 and str(item)[0] == "-"):
+            return int(item)
+        # orjson writes NaN and infinities as null, which is another request.
+        return item if item - item == 0 else str(item)
+    if isinstance(item, int) and not isinstance(item, bool) and abs(item) > _EXACT:
+        return str(item)
+    return item
+
+
+class RequestIds:
+    """Ids for requests that brought none: 96 random bits, so that nobody guesses another's."""
+
+    def __init__(self) -> None:
+        self._pool: list[str] = []
+
+    def next(self) -> str:
+        if not self._pool:
+            # One system call for many ids.
+            raw = base64.urlsafe_b64encode(os.urandom(12 * 256)).decode()
+            self._pool = [raw[start : start + 16] for start in range(0, len(raw), 16)]
+        return self._pool.pop()

@@ -1,0 +1,20 @@
+#!lua flags=allow-oom
+-- Keeps the lease on the entries of one lane that are still this consumer's own.
+--
+-- KEYS  1 lane stream, 2 lone attempt
+-- ARGV  1 group, 2 this consumer, 3 lease in ms, then entry ids
+-- Answers how many are still its own.
+--
+-- XCLAIM alone would take entries back from whoever claimed them meanwhile.
+local own = 0
+local lone = redis.call('GET', KEYS[2])
+for i = 4, #ARGV do
+  if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1, ARGV[2]) > 0 then
+    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'JUSTID')
+    own = own + 1
+    if lone == ARGV[i] then
+      redis.call('PEXPIRE', KEYS[2], ARGV[3])
+    end
+  end
+end
+return own

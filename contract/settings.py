@@ -1,0 +1,137 @@
+"""Every setting, typed and frozen; read once where a process starts and passed in from there.
+
+Sources, the first that names a setting wins: command-line flags, MILLSTREAM_* variables, the TOML file that
+MILLSTREAM_CONFIG names, the defaults here.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class SettingsError(Exception):
+    """A setting that can't be used; the message names it, what came and what is expected."""
+
+
+class Settings(BaseSettings):
+    """Everything a process can be told."""
+
+    model_config = SettingsConfigDict(env_prefix="MILLSTREAM_", frozen=True, extra="forbid", validate_default=True)
+
+    state_dir: Path = Field(Path("millstream-state"), description="Where the databases, keys and logs stand.")
+    redis_url: str = Field("", description="Redis or Valkey; empty: the embedded server of the state directory.")
+    prefix: str = Field("ms", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="First part of every key.")
+    log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+
+    listen: str = Field("127.0.0.1:50051", description="Where the gateway listens; port 0 takes a free one.")
+    engine: Literal["auto", "grpcio", "native"] = Field("auto", description="The gateway's gRPC server.")
+    default_deadline_s: Positive = Field(30.0, description="Deadline of a call that brings none, in seconds.")
+    max_message_bytes: Count = Field(16 * 2**20, description="Largest gRPC message that is read.")
+    max_rows: Count = Field(100_000, description="Most rows in one request.")
+    max_waiting_rows: Count = Field(200_000, description="Rows waiting per model and lane before new ones are refused.")
+    memory_limit_share: float = Field(
+        0.8, gt=0, le=1, description="Share of maxmemory from which requests are refused."
+    )
+    drain_s: Positive = Field(10.0, description="Longest time a stopping process finishes what it has, in seconds.")
+
+    workers: Count = Field(1, description="Worker processes in the pool.")
+    batch_rows: Count = Field(256, description="Most rows in one predict call, but for a request larger than that.")
+    batch_target_ms: Positive = Field(5.0, description="How long one predict call should take, in milliseconds.")
+    lease_s: Positive = Field(3.0, description="How long an entry stays a silent worker's own, in seconds.")
+    heartbeat_s: Positive = Field(0.5, description="How often a worker renews its leases, in seconds.")
+    batch_limit_s: Positive = Field(30.0, description="Longest time for one batch; then the worker is replaced.")
+    max_crashes: Count = Field(2, description="Lone attempts that ended in a dead process before an entry is poison.")
+    models: tuple[str, ...] = Field((), description="The models a worker serves; empty: all.")
+
+    reply_ttl_s: Count = Field(60, description="How long a reply is kept where the gateway made the id, in seconds.")
+    reply_ttl_own_id_s: Count = Field(600, description="The same for a caller's own id.")
+    reply_ttl_bulk_s: Count = Field(3600, description="The same for the bulk lane.")
+    pending_ttl_s: Count = Field(86_400, description="How long a request that was never answered is remembered.")
+
+    store_url: str = Field("", description="Where the models are: a folder, or azure://container[/prefix].")
+    azure_connection_string: SecretStr = Field(SecretStr(""), description="Azure Storage connection string.")
+    azure_account_url: str = Field("", description="Azure Storage account, with a SAS token, a key or an identity.")
+    azure_sas_token: SecretStr = Field(SecretStr(""), description="SAS token for the account URL.")
+    azure_account_key: SecretStr = Field(SecretStr(""), description="Account key for the account URL.")
+    poll_s: Positive = Field(300.0, description="How often the registry looks into the blob store, in seconds.")
+    load_limit_s: Positive = Field(60.0, description="Longest time the workers have to load a new version, in seconds.")
+    chunk_bytes: Count = Field(8 * 2**20, le=256 * 2**20, description="Size of an artifact's chunks in Redis.")
+    registry_listen: str = Field("", description="Where the registry listens; empty: a socket of the state directory.")
+    registry_public_key: Path | None = Field(
+        None, description="Public key of the registry; default: in the state directory."
+    )
+
+    sink_listen: str = Field("", description="Where the event log listens; empty: a socket of the state directory.")
+    sink_batch_events: Count = Field(20_000, description="Most events in one transaction.")
+
+    features_url: str = Field("", description="Redis of the feature store; empty: the main one.")
+    features_timeout_ms: Positive = Field(20.0, description="Longest wait for the feature store, in milliseconds.")
+    features_file: Path | None = Field(None, description="Parquet or DuckDB snapshot to fall back on.")
+
+    embedded_fsync: Literal["everysec", "always"] = Field("everysec", description="Embedded server's appendfsync.")
+    embedded_maxmemory: str = Field(
+        "", description="Embedded server's maxmemory, such as 2gb; empty: a quarter of RAM."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic's signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
+        if config := os.environ.get("MILLSTREAM_CONFIG"):
+            sources += (TomlConfigSettingsSource(settings_cls, Path(config)),)
+        return sources
+
+    @classmethod
+    def read(cls, **flags: Any) -> Settings:
+        """The settings in force; a flag that is None was not given.
+
+        Raises SettingsError naming every setting that can't be used.
+        """
+        known = {f"{cls.model_config.get('env_prefix', '')}{name}".upper() for name in cls.model_fields}
+        own = {"MILLSTREAM_CONFIG", "MILLSTREAM_READY_FD"}
+        stray = [name for name in os.environ if name.startswith("MILLSTREAM_") and name not in known | own]
+        if stray:
+            raise SettingsError(f"unknown setting {', '.join(sorted(stray))}; `millstream settings` lists them all")
+        config = os.environ.get("MILLSTREAM_CONFIG")
+        if config and not Path(config).is_file():
+            raise SettingsError(f"MILLSTREAM_CONFIG names {config}, which is not a file")
+        try:
+            return cls(**{name: value for name, value in flags.items() if value is not None})
+        except ValidationError as error:
+            lines = [
+                f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors(include_input=False)
+            ]
+            raise SettingsError("; ".join(lines)) from None
+        except ValueError as error:
+            raise SettingsError(f"{config or 'settings'}: {error}") from None
+
+    def environment(self) -> dict[str, str]:
+        """The same settings as MILLSTREAM_* variables, for a child process."""
+        out = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if value is None or value == type(self).model_fields[name].default:
+                continue
+            if isinstance(value, SecretStr):
+                text = value.get_secret_value()
+            elif isinstance(value, tuple):
+                text = "[" + ",".join(f'"{item}"' for item in value) + "]"
+            else:
+                text = str(value)
+            out[f"MILLSTREAM_{name.upper()}"] = text
+        return out
