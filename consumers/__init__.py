@@ -1,0 +1,1 @@
+"""What reads the streams: the inference worker, the event sink, replay."""

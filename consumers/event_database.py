@@ -1,0 +1,213 @@
+"""The event database: one process opens it, one thread writes, and cursors of other threads read what is committed."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import duckdb
+
+from consumers.event_rows import Link, joined
+from consumers.event_schema import CREATE, GATHERED, INSERT_EVENTS, INSERT_GAP, INSERT_POSITION
+
+_CONFIG: dict[str, str | bool | int | float | list[str]] = {
+    # Inserting is one thread's work, and queries of the log shall not take the machine from the models.
+    "threads": 1,
+    "memory_limit": "1GB",
+    # Compressing at each 16 MB of log, the default, costs as much as inserting does.
+    "checkpoint_threshold": "64MB",
+    "enable_external_access": False,
+}
+
+
+class EventDatabaseError(Exception):
+    """The database can't be opened; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a model's events stream is in the database."""
+
+    entry_id: str = "0-0"
+    number: int = 0
+
+    @property
+    def after(self) -> str:
+        """The least entry id that is not in the database."""
+        millis, sequence = entry_order(self.entry_id)
+        return f"{millis}-{sequence + 1}"
+
+
+def entry_order(entry_id: str) -> tuple[int, int]:
+    """What stream entry ids are ordered by."""
+    millis, _, sequence = entry_id.partition("-")
+    return int(millis), int(sequence or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Events that the running number says were there, or an entry that can't be read."""
+
+    model_id: str
+    from_entry: str
+    to_entry: str
+    expected: int
+    found: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one transaction writes: rows, gaps, and the positions they reach."""
+
+    links: tuple[Link, ...]
+    gaps: tuple[Gap, ...]
+    positions: Mapping[str, Position]
+
+    @property
+    def events(self) -> int:
+        return sum(link.events for link in self.links)
+
+    def beyond(self, positions: Mapping[str, Position]) -> Batch:
+        """What of it is not yet behind these positions: after a commit of which nobody knows whether it happened."""
+
+        def new(model_id: str, entry_id: str) -> bool:
+            there = positions.get(model_id, Position())
+            return entry_order(entry_id) > entry_order(there.entry_id)
+
+        return replace(
+            self,
+            links=tuple(link for link in self.links if new(link.model_id, link.entry_id)),
+            gaps=tuple(gap for gap in self.gaps if new(gap.model_id, gap.to_entry)),
+            positions={model: at for model, at in self.positions.items() if new(model, at.entry_id)},
+        )
+
+    def apart(self) -> Iterator[Batch]:
+        """One batch for each stream entry, in stream order, and for each model one that reaches its position."""
+        for model_id, reached in self.positions.items():
+            links = {link.entry_id: link for link in self.links if link.model_id == model_id}
+            gaps = [gap for gap in self.gaps if gap.model_id == model_id]
+            for entry_id in sorted(links.keys() | {gap.to_entry for gap in gaps}, key=entry_order):
+                own = tuple(gap for gap in gaps if gap.to_entry == entry_id)
+                link = links.get(entry_id)
+                number = link.number if link else own[-1].found
+                yield Batch((link,) if link else (), own, {model_id: Position(entry_id, number)})
+            yield Batch((), (), {model_id: reached})
+
+    def refused(self, why: str) -> Batch:
+        """A gap in place of each link, where the database does not take its values."""
+        why = f"the database refused it: {why}"
+        gaps = tuple(
+            Gap(link.model_id, link.entry_id, link.entry_id, link.number, link.number, why) for link in self.links
+        )
+        return Batch((), self.gaps + gaps, self.positions)
+
+
+class EventDatabase:
+    """The open database.
+
+    Raises EventDatabaseError where another process holds the file or it is no database.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._committed = threading.Condition()
+        self._sequence = 0
+        self._connection = self._open()
+
+    def _open(self) -> duckdb.DuckDBPyConnection:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            connection = duckdb.connect(str(self._path), config=_CONFIG)
+            connection.execute("SET TimeZone = 'UTC'")
+            for statement in CREATE:
+                connection.execute(statement)
+            last = connection.execute("SELECT coalesce(max(sequence), 0) FROM events").fetchone()
+        except (duckdb.Error, OSError) as error:
+            text = str(error)
+            why = (
+                "another process has it open; one sink at a time writes the event log"
+                if "lock" in text.lower()
+                else text.splitlines()[0]
+            )
+            raise EventDatabaseError(f"the event database {self._path} can't be opened: {why}") from None
+        self._sequence = int(last[0]) if last else 0
+        return connection
+
+    def reopen(self) -> None:
+        """After an error that DuckDB says only a restart of the database ends."""
+        with contextlib.suppress(duckdb.Error):
+            self._connection.close()
+        self._connection = self._open()
+
+    def close(self) -> None:
+        """Writes everything into the file, so that no log stands beside it, and lets go of it."""
+        with self._committed:
+            self._committed.notify_all()
+        self._connection.close()
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """A connection for one thread and one call."""
+        return self._connection.cursor()
+
+    @property
+    def sequence(self) -> int:
+        """Of the last committed row; 0 where there is none."""
+        return self._sequence
+
+    def wait_beyond(self, sequence: int, timeout_s: float) -> int:
+        """The sequence of the last committed row, as soon as it is above this one or the time is over."""
+        with self._committed:
+            self._committed.wait_for(lambda: self._sequence > sequence, timeout_s)
+            return self._sequence
+
+    def positions(self) -> dict[str, Position]:
+        """How far each model's stream is."""
+        rows = self._connection.execute("SELECT model_id, entry_id, number FROM positions").fetchall()
+        return {model_id: Position(entry_id, number) for model_id, entry_id, number in rows}
+
+    def entries_after(self, model_id: str, number: int, limit: int) -> set[tuple[str, str]]:
+        """(lane, entry id) of a model's newest rows whose running number is above this one."""
+        rows = self._connection.execute(
+            "SELECT lane, entry_id FROM events WHERE model_id = ? AND number > ? AND entry_id IS NOT NULL "
+            "ORDER BY sequence DESC LIMIT ?",
+            [model_id, number, limit],
+        ).fetchall()
+        return {(lane, entry_id) for lane, entry_id in rows}
+
+    def fell_back(self) -> dict[str, int]:
+        """model_id -> the lowest running number that its stream came back with within the last hour, if it did."""
+        rows = self._connection.execute(
+            "SELECT model_id, min(found) FROM gaps "
+            "WHERE found < expected AND noted_at > now() - INTERVAL 1 HOUR GROUP BY model_id"
+        ).fetchall()
+        return dict(rows)
+
+    def commit(self, batch: Batch) -> None:
+        """One transaction. Raises duckdb.Error, and then nothing of the batch is in the database."""
+        connection = self._connection
+        sequence = self._sequence
+        connection.begin()
+        try:
+            if batch.events:
+                connection.register(GATHERED, joined(batch.links, sequence + 1))
+                try:
+                    connection.execute(INSERT_EVENTS)
+                finally:
+                    connection.unregister(GATHERED)
+            for gap in batch.gaps:
+                row = [gap.model_id, gap.from_entry, gap.to_entry, gap.expected, gap.found, gap.why]
+                connection.execute(INSERT_GAP, row)
+            for model_id, position in batch.positions.items():
+                connection.execute(INSERT_POSITION, [model_id, position.entry_id, position.number])
+            connection.commit()
+        except BaseException:
+            with contextlib.suppress(duckdb.Error):
+                connection.rollback()
+            raise
+        with self._committed:
+            self._sequence = sequence + batch.events
+            self._committed.notify_all()

@@ -1,0 +1,149 @@
+"""The event log's tables, and how each column of `events` comes from what the sink gathers.
+
+One row for each event. Every field of the event's protobuf is in a column of its own, so that the bytes that stood in
+the stream can be built again from the row; where columns can't hold a value exactly (a NaN in JSON, a reply for another
+request id), `exact` keeps the serialized event beside them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from protos import millstream_wire_v1_pb2 as wire
+
+Form = Literal["text", "integer", "boolean", "bytes", "computed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of `events`."""
+
+    name: str
+    kind: str
+    """Its DuckDB type."""
+    form: Form
+    """What the gathered values are in Python, None allowed for text and bytes; computed: from other columns."""
+    source: str
+    """SQL over the gathered column of the same name."""
+
+
+def _text(name: str) -> Column:
+    return Column(name, "VARCHAR", "text", name)
+
+
+def _json(name: str) -> Column:
+    return Column(name, "JSON", "text", name)
+
+
+def _count(name: str, kind: str = "UINTEGER") -> Column:
+    return Column(name, kind, "integer", name)
+
+
+def _flag(name: str) -> Column:
+    return Column(name, "BOOLEAN", "boolean", name)
+
+
+def _blob(name: str) -> Column:
+    return Column(name, "BLOB", "bytes", name)
+
+
+def _micros(name: str) -> str:
+    return f"TRY(make_timestamptz(nullif({name}, 0)))"
+
+
+def _time(name: str, *otherwise: str) -> Column:
+    """Gathered as microseconds since the Unix epoch, 0 for none; a number that is no time becomes NULL."""
+    source = f"coalesce({', '.join((_micros(name), *otherwise))})" if otherwise else _micros(name)
+    return Column(name, "TIMESTAMPTZ", "integer", source)
+
+
+def _appended(entry_id: str) -> str:
+    """When Redis appended an entry: the first half of its id is milliseconds."""
+    return f"TRY(make_timestamptz(TRY_CAST(split_part({entry_id}, '-', 1) AS BIGINT) * 1000))"
+
+
+COLUMNS: tuple[Column, ...] = (
+    _count("sequence", "BIGINT"),  # order of commit over all models; what Follow reads on from
+    _text("model_id"),
+    _count("number", "BIGINT"),  # the model's running number of this event
+    _time("user_request_timestamp", _appended("entry_id"), _appended("event_entry_id")),
+    _json("inputs"),
+    _time("predicted_at_timestamp"),
+    _json("outputs"),
+    _text("status"),
+    _text("request_id"),
+    _text("version"),
+    _text("digest"),
+    _text("entity_id"),
+    _json("origins"),
+    _text("error_reason"),
+    _text("error_message"),
+    _json("error_violations"),
+    _count("error_code", "INTEGER"),
+    _text("lane"),
+    _text("worker"),
+    _text("gateway"),
+    _text("caller"),
+    _text("trace"),
+    _count("deliveries"),
+    _time("admitted_timestamp"),
+    Column("appended_timestamp", "TIMESTAMPTZ", "computed", _appended("entry_id")),
+    _time("delivered_timestamp"),
+    _time("deadline_timestamp"),
+    _text("entry_id"),
+    _text("event_entry_id"),
+    _text("batch_id"),
+    _count("batch_rows"),
+    _count("batch_position"),
+    _count("rows"),
+    _text("inputs_form"),  # matrix, or columns: and one letter each (d, i, b, s)
+    _text("outputs_form"),  # rows, or columns: and one letter each
+    _text("engine"),
+    _text("runtime_id"),
+    _flag("degraded"),
+    _flag("packed"),
+    _flag("discard_reply"),
+    _count("reply_ttl_s"),
+    _blob("body_sha256"),
+    _blob("refused_body"),
+    _blob("exact"),
+)
+
+NAMES = tuple(column.name for column in COLUMNS)
+
+GATHERED = "gathered"
+"""The view over one block of gathered columns, while it is inserted."""
+
+CREATE = (
+    f"CREATE TABLE IF NOT EXISTS events ({', '.join(f'{c.name} {c.kind}' for c in COLUMNS)})",
+    """CREATE TABLE IF NOT EXISTS positions (
+        model_id VARCHAR PRIMARY KEY, entry_id VARCHAR NOT NULL, number BIGINT NOT NULL,
+        updated_at TIMESTAMPTZ NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS gaps (
+        model_id VARCHAR, from_entry VARCHAR, to_entry VARCHAR, expected BIGINT, found BIGINT, noted_at TIMESTAMPTZ,
+        why VARCHAR)""",
+)
+
+INSERT_EVENTS = (
+    f"INSERT INTO events ({', '.join(NAMES)}) "  # noqa: S608 - names from this module alone
+    f"SELECT {', '.join(c.source for c in COLUMNS)} FROM {GATHERED}"
+)
+INSERT_POSITION = "INSERT OR REPLACE INTO positions VALUES (?, ?, ?, now())"
+INSERT_GAP = "INSERT INTO gaps VALUES (?, ?, ?, ?, ?, now(), ?)"
+
+STATUSES = tuple(wire.Status.Name(number) for number in wire.Status.values())
+"""Names by number, STATUS_UNSPECIFIED first."""
+
+LANES = ("requests", "bulk")
+"""Names by number, as the streams are called."""
+
+
+def status_name(number: int) -> str:
+    """The status as it stands in the log; a number from a later version of the protocol stays a number."""
+    return STATUSES[number] if 0 <= number < len(STATUSES) else str(number)
+
+
+def lane_name(number: int) -> str:
+    """The lane as it stands in the log."""
+    return LANES[number] if 0 <= number < len(LANES) else str(number)

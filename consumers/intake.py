@@ -1,0 +1,204 @@
+"""Intake: stream entries become work.
+
+The interactive lane holds entries that a gateway admitted. The bulk lane holds whatever a producer wrote, so the worker
+does for it what a gateway does: claims the id, admits, hydrates and routes, for the whole batch at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import redis
+from google.protobuf.message import DecodeError
+
+from consumers.lanes import Batch, Delivery
+from consumers.work import Work
+from contract.admission import Admitted, Draft
+from contract.catalog import Catalog
+from contract.completion import BULK, pending_state
+from contract.connection import Argument, run
+from contract.errors import Reason, Refused, StoreFailed
+from contract.keys import GROUP, Keys
+from contract.record import route
+from contract.request import Request
+from contract.scripts import CLAIM_IDS
+from contract.settings import Settings
+from protos import millstream_v1_pb2 as v1
+from protos import millstream_wire_v1_pb2 as wire
+
+Hydrate = Callable[[Sequence[str]], Sequence[bytes | None]]
+"""Fetches stored features by key; raises StoreFailed."""
+
+NEW, OWN = 1, 2
+
+
+def now_us() -> int:
+    """Microseconds since the Unix epoch."""
+    return time.time_ns() // 1000
+
+
+class Intake:
+    """Turns batches into work; one per worker."""
+
+    def __init__(self, client: redis.Redis, keys: Keys, settings: Settings, catalog: Catalog, hydrate: Hydrate) -> None:
+        self._client = client
+        self._keys = keys
+        self._settings = settings
+        self._catalog = catalog
+        self._hydrate = hydrate
+
+    def works(self, batch: Batch) -> list[Work]:
+        """The work of a batch; without the bulk entries that turned out to be duplicates, which are gone already."""
+        if batch.lane == BULK:
+            return self._bulk(batch)
+        delivered = now_us()
+        return [_admitted(batch, delivery, delivered) for delivery in batch.deliveries]
+
+    def _bulk(self, batch: Batch) -> list[Work]:
+        delivered = now_us()
+        asked: list[tuple[Delivery, Request | None, Work]] = []
+        for delivery in batch.deliveries:
+            request, work = _bulk_request(batch, delivery, delivered)
+            asked.append((delivery, request, work))
+        claimed = self._claim(batch.model_id, asked)
+        kept = [
+            (request, work) for (_, request, work), answer in zip(asked, claimed, strict=True) if answer in (NEW, OWN)
+        ]
+
+        drafts: list[tuple[Work, Request, Draft]] = []
+        for request, work in kept:
+            if request is None:
+                continue
+            try:
+                record = self._catalog.record(batch.model_id)
+                version = route(record, request.version, request.entity_id, work.entry.request_id)
+                work.version = version
+                work.entry.version, work.entry.digest = version.version, version.digest
+                checked = version.admission.draft(request)
+                if isinstance(checked, Draft):
+                    drafts.append((work, request, checked))
+                else:
+                    _admit(work, checked)
+            except Refused as refused:
+                _refuse(work, refused)
+        self._complete(drafts)
+        for _, work in kept:
+            work.raw = work.entry.SerializeToString()
+        return [work for _, work in kept]
+
+    def _claim(self, model_id: str, asked: list[tuple[Delivery, Request | None, Work]]) -> list[int]:
+        keys = self._keys.model(model_id)
+        names = [keys.bulk, keys.rows_bulk, keys.count, keys.dead]
+        arguments: list[Argument] = [GROUP, self._settings.pending_ttl_s]
+        for delivery, _, work in asked:
+            names.append(keys.reply(work.entry.request_id))
+            arguments += (delivery.entry_id, work.rows, pending_state(work.entry.body_sha256, BULK))
+        answers: list[int] = run(self._client, CLAIM_IDS, names, arguments)
+        return answers
+
+    def _complete(self, drafts: list[tuple[Work, Request, Draft]]) -> None:
+        """Hydrates all drafts of a batch with one fetch."""
+        names = [want.key for _, _, draft in drafts for want in draft.wanted]
+        failed = ""
+        values: Iterator[bytes | None] = iter(())
+        if names:
+            try:
+                values = iter(self._hydrate(names))
+            except StoreFailed as error:
+                failed = str(error)
+        for work, _, draft in drafts:
+            stored: dict[int, tuple[bytes, wire.Origin]] = {}
+            if not failed:
+                for want in draft.wanted:
+                    value = next(values)
+                    if value is not None:
+                        stored[want.place] = (value, wire.REDIS)
+            try:
+                _admit(work, draft.complete(stored, store_failed=failed))
+            except Refused as refused:
+                _refuse(work, refused)
+
+
+def _admitted(batch: Batch, delivery: Delivery, delivered: int) -> Work:
+    """An entry of the interactive lane."""
+    raw = delivery.fields.get(b"pb", b"")
+    try:
+        entry = wire.Entry.FromString(raw)
+    except DecodeError:
+        entry = wire.Entry()
+    form = entry.WhichOneof("rows")
+    rows = entry.matrix.rows if form == "matrix" else entry.columns.rows
+    work = Work(batch.lane, delivery.entry_id, entry, raw, rows, delivered, delivery.deliveries)
+    if form is None or entry.model_id != batch.model_id or not entry.request_id:
+        # Only gateways write here; this is something else.
+        work.entry = wire.Entry(request_id=delivery.entry_id.decode(), model_id=batch.model_id)
+        work.raw = work.entry.SerializeToString()
+        work.rows = 0
+        work.refused_body = raw
+        _refuse(work, Refused(Reason.MALFORMED, "the entry was written by no gateway of this Millstream"))
+    return work
+
+
+def _bulk_request(batch: Batch, delivery: Delivery, delivered: int) -> tuple[Request | None, Work]:
+    """What a bulk entry asks, None where it can't be understood; and the work it makes."""
+    entry = wire.Entry(request_id=delivery.entry_id.decode(), model_id=batch.model_id)
+    # When Redis appended it: a producer's own clock is not asked.
+    entry.user_request_us = int(delivery.entry_id.partition(b"-")[0]) * 1000
+    work = Work(batch.lane, delivery.entry_id, entry, b"", 1, delivered, delivery.deliveries)
+    fields = delivery.fields
+    body = next(iter(fields.values()), b"")
+    request: Request | None = None
+    try:
+        if set(fields) == {b"json"}:
+            request = Request.from_json(body, batch.model_id)
+        elif set(fields) == {b"pb"}:
+            request = Request.from_bytes(body)
+            if request.model_id not in ("", batch.model_id):
+                text = f"this is the stream of {batch.model_id!r}, the entry says {request.model_id[:200]!r}"
+                raise Refused(Reason.MALFORMED, text)
+            request = request._replace(model_id=batch.model_id)
+        else:
+            names = ", ".join(name.decode(errors="replace")[:40] for name in list(fields)[:10]) or "none"
+            raise Refused(Reason.MALFORMED, f"expected one field, json or pb, got {names}")
+        if request.request_id and not request.check_ids():
+            entry.request_id = request.request_id
+        entry.entity_id = request.entity_id[:256]
+        entry.discard_reply = request.discard_reply
+        entry.body_sha256 = request.body_sha256()
+        entry.packed = request.rows is not None or request.packed is not None
+        work.rows = request.row_count
+        work.refused_body = body
+    except Refused as refused:
+        request = None
+        work.refused_body = body
+        _refuse(work, refused)
+    return request, work
+
+
+def _admit(work: Work, admitted: Admitted) -> None:
+    entry = work.entry
+    if isinstance(admitted.rows, v1.Matrix):
+        entry.matrix.CopyFrom(admitted.rows)
+    else:
+        entry.columns.CopyFrom(admitted.rows)
+    entry.hydrated.extend(wire.Hydrated(index=index, origin=origin) for index, origin in admitted.hydrated)
+    entry.degraded = admitted.degraded
+    entry.admitted_us = now_us()
+    work.refused_body = b""
+
+
+_FAILURES = (
+    Reason.MODEL_UNKNOWN,
+    Reason.VERSION_UNKNOWN,
+    Reason.VERSION_UNAVAILABLE,
+    Reason.FEATURES_UNAVAILABLE,
+)
+"""Reasons that are no fault of the request's form."""
+
+
+def _refuse(work: Work, refused: Refused) -> None:
+    work.refused = refused
+    work.status = wire.FAILED if refused.reason in _FAILURES else wire.INVALID
+    if refused.reason is Reason.MALFORMED:
+        work.dead = refused.reason.text

@@ -1,0 +1,158 @@
+"""Lanes: how a worker reads, model by model, the interactive lanes first.
+
+A pass looks at all lanes in one round trip and reads from the first that has something, starting behind the model that
+was read last. When all are empty, one blocking read over all of them takes a single entry, and a new pass begins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from redis.exceptions import ResponseError
+
+from contract.completion import BULK, INTERACTIVE
+from contract.connection import connect, ensure_groups
+from contract.keys import GROUP, Keys
+from contract.settings import Settings
+from protos import millstream_wire_v1_pb2 as wire
+
+BLOCK_MS = 250
+
+
+class Delivery(NamedTuple):
+    """One entry as it was read."""
+
+    entry_id: bytes
+    fields: dict[bytes, bytes]
+    deliveries: int = 1
+
+
+class Batch(NamedTuple):
+    """Entries of one lane of one model, read together."""
+
+    model_id: str
+    lane: wire.Lane
+    deliveries: Sequence[Delivery]
+    lone: bool = False
+    """A claimed entry on an attempt of its own."""
+    crashes: int = 0
+
+
+class Lanes:
+    """Both lanes of every model a worker serves."""
+
+    def __init__(self, redis_url: str, keys: Keys, settings: Settings, consumer: str) -> None:
+        # A blocking read needs its own connection, with a socket timeout above the block.
+        self._client = connect(redis_url, timeout_s=BLOCK_MS / 1000 + 5.0)
+        self._client.set_response_callback("XREADGROUP", _raw)
+        self._keys = keys
+        self._settings = settings
+        self._consumer = consumer
+        self._models: list[str] = []
+        self._next = 0
+        self.room: Callable[[str], int] = lambda _model: settings.batch_rows
+        """Rows of a model that take the target time of a batch."""
+        self.workers = 1
+        """Living workers, who share what waits."""
+
+    def serve(self, models: Sequence[str]) -> None:
+        """From now on these models are read."""
+        if list(models) != self._models:
+            for model_id in set(models) - set(self._models):
+                ensure_groups(self._client, self._keys, model_id)
+            self._models = list(models)
+            self._next = 0
+
+    def read(self) -> list[Batch]:
+        """What is next: one batch, or after a wait one entry of each lane that had one, or nothing.
+
+        Raises what Redis raises when it is gone.
+        """
+        models = self._models
+        if not models:
+            return []
+        try:
+            return self._pass(models) or self._wait(models)
+        except ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            # The server was flushed or restored: the groups begin again, at 0.
+            for model_id in models:
+                ensure_groups(self._client, self._keys, model_id)
+            return []
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _pass(self, models: list[str]) -> list[Batch]:
+        pipe = self._client.pipeline(transaction=False)
+        for model_id in models:
+            keys = self._keys.model(model_id)
+            pipe.xlen(keys.requests)
+            pipe.xlen(keys.bulk)
+        lengths = pipe.execute()
+        for lane, offset in ((INTERACTIVE, 0), (BULK, 1)):
+            for step in range(len(models)):
+                place = (self._next + step) % len(models)
+                backlog = lengths[2 * place + offset]
+                if not backlog:
+                    continue
+                batches = self._read_lane(models[place], lane, backlog)
+                if batches:
+                    self._next = (place + 1) % len(models)
+                    return batches
+        return []
+
+    def _read_lane(self, model_id: str, lane: wire.Lane, backlog: int) -> list[Batch]:
+        keys = self._keys.model(model_id)
+        # COUNT holds per stream and the first reader takes everything: leave the others their share.
+        share = math.ceil(backlog / max(1, self.workers))
+        count = max(1, min(self._settings.batch_rows, self.room(model_id), share))
+        stream = keys.bulk if lane == BULK else keys.requests
+        answer = self._client.execute_command(  # type: ignore[no-untyped-call]
+            "XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT", count, "STREAMS", stream, ">"
+        )
+        return _batches(answer, {stream: (model_id, lane)})
+
+    def _wait(self, models: list[str]) -> list[Batch]:
+        streams: dict[str, tuple[str, wire.Lane]] = {}
+        for model_id in models:
+            keys = self._keys.model(model_id)
+            streams[keys.requests] = (model_id, INTERACTIVE)
+        for model_id in models:
+            streams[self._keys.model(model_id).bulk] = (model_id, BULK)
+        answer = self._client.execute_command(  # type: ignore[no-untyped-call]
+            "XREADGROUP",
+            "GROUP",
+            GROUP,
+            self._consumer,
+            "COUNT",
+            1,
+            "BLOCK",
+            BLOCK_MS,
+            "STREAMS",
+            *streams,
+            *([">"] * len(streams)),
+        )
+        return _batches(answer, streams)
+
+
+def _batches(answer: Any, streams: dict[str, tuple[str, wire.Lane]]) -> list[Batch]:
+    return [
+        Batch(*streams[stream.decode()], [delivery(entry) for entry in entries])
+        for stream, entries in (answer or {}).items()
+    ]
+
+
+def delivery(entry: Any, deliveries: int = 1) -> Delivery:
+    """From a stream entry as Redis answers it."""
+    entry_id, flat = entry
+    # Fields may be nil for an entry that was deleted under the group.
+    return Delivery(entry_id, dict(zip(flat[::2], flat[1::2], strict=True)) if flat else {}, deliveries)
+
+
+def _raw(answer: Any, **_options: Any) -> Any:
+    # RESP2 answers a list of pairs, RESP3 a map.
+    return dict(answer) if isinstance(answer, list) else answer

@@ -1,0 +1,49 @@
+"""What predicted: the parts of this process that can change an answer's last bits."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import orjson
+from threadpoolctl import threadpool_info
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """A runtime record; `runtime_id` is the first half of its SHA-256."""
+
+    runtime_id: str
+    body: bytes
+    """JSON."""
+
+
+def runtime() -> Runtime:
+    """This process's own, once its model libraries are loaded."""
+    pools = [
+        {"library": pool["internal_api"], "version": pool.get("version"), "threads": pool["num_threads"]}
+        for pool in threadpool_info()
+    ]
+    body = orjson.dumps(
+        {
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "machine": platform.machine(),
+            "cpu": _cpu(),
+            "system": f"{platform.system()} {platform.libc_ver()[0]} {platform.libc_ver()[1]}",
+            "pools": sorted(pools, key=str),
+        },
+        option=orjson.OPT_SORT_KEYS,
+    )
+    return Runtime(hashlib.sha256(body).hexdigest()[:32], body)
+
+
+def _cpu() -> str:
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
+            return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    except OSError:
+        return platform.processor()

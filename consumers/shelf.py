@@ -1,0 +1,117 @@
+"""The shelf: the versions a worker has loaded, checked against the digests of a signed record first.
+
+ms:catalog -> record with a good signature -> chunks -> SHA-256 as recorded -> unpickled -> golden examples -> shelf
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import redis
+import structlog
+from redis.exceptions import RedisError
+
+from consumers.model import LoadedModel, UnloadableModel, load_model
+from contract.catalog import Catalog
+from contract.keys import Keys
+from contract.record import LIVE, Artifact, ModelRecord, Version
+
+log = structlog.get_logger()
+
+
+class ArtifactRefused(Exception):
+    """An artifact whose bytes are not the ones that were recorded."""
+
+
+class Shelf:
+    """Loaded versions by digest. One thread loads; others only look."""
+
+    def __init__(self, client: redis.Redis, keys: Keys, catalog: Catalog, models: Collection[str]) -> None:
+        self._client = client
+        self._keys = keys
+        self._catalog = catalog
+        self._only = frozenset(models)
+        self._loaded: dict[bytes, LoadedModel] = {}
+        self.failed: Mapping[str, str] = {}
+        """Hex digest -> why it does not load."""
+        self.revision = -1
+        """Catalogue revision that everything loadable of is on the shelf."""
+
+    def get(self, digest: bytes) -> LoadedModel | None:
+        return self._loaded.get(digest)
+
+    @property
+    def loaded(self) -> frozenset[str]:
+        """Hex digests."""
+        return frozenset(digest.hex() for digest in self._loaded)
+
+    @property
+    def ready(self) -> list[str]:
+        """Models all of whose live versions are here: only these are read."""
+        return [
+            record.model_id
+            for record in self._mine()
+            if any(v.state == LIVE for v in record.versions.values())
+            and all(v.digest in self._loaded for v in record.versions.values() if v.state == LIVE)
+        ]
+
+    def refresh(self) -> bool:
+        """Looks at the catalogue, loads what is new and drops what is gone; whether anything changed.
+
+        Raises what Redis raises when it is gone.
+        """
+        revision = int(self._client.get(self._keys.catalog_revision) or 0)
+        if revision == self.revision:
+            return False
+        if revision != self._catalog.revision:
+            sealed: Any = self._client.hgetall(self._keys.catalog)
+            before = self._catalog.untrusted
+            self._catalog.update(revision, sealed)
+            for model_id, why in self._catalog.untrusted.items():
+                if model_id not in before:
+                    log.error("a record is not used", model_id=model_id, why=why)
+        wanted = {v.digest: v for record in self._mine() for v in record.versions.values()}
+        failed = {digest: why for digest, why in self.failed.items() if bytes.fromhex(digest) in wanted}
+        for digest, version in wanted.items():
+            if digest not in self._loaded and digest.hex() not in failed:
+                try:
+                    self._loaded = {**self._loaded, digest: self._load(version)}
+                except (UnloadableModel, ArtifactRefused) as error:
+                    failed[digest.hex()] = str(error)
+                    log.error("a version does not load", version=version.name, why=str(error))
+        self._loaded = {digest: model for digest, model in self._loaded.items() if digest in wanted}
+        self.failed = failed
+        self.revision = revision
+        return True
+
+    def _mine(self) -> list[ModelRecord]:
+        records = self._catalog.records.values()
+        return [record for record in records if not self._only or record.model_id in self._only]
+
+    def _load(self, version: Version) -> LoadedModel:
+        artifacts = {artifact.name: self._fetch(artifact) for artifact in version.artifacts}
+        model = load_model(version.signature, artifacts)
+        model.warm()
+        for warning in model.warnings:
+            log.warning("a version loaded with a warning", model=version.name, warning=warning)
+        log.info("version loaded", model_id=version.signature.model_id, version=version.version, engine=model.engine)
+        return model
+
+    def _fetch(self, artifact: Artifact) -> bytes:
+        """An artifact's bytes, chunk by chunk; the same bytes that are checked are the ones that are unpickled."""
+        digest = hashlib.sha256()
+        chunks = []
+        for number in range(artifact.chunks):
+            try:
+                chunk: Any = self._client.get(self._keys.chunk(artifact.sha256, number))
+            except RedisError as error:
+                raise ArtifactRefused(f"{artifact.name} could not be fetched: {error}") from None
+            if chunk is None:
+                raise ArtifactRefused(f"chunk {number} of {artifact.name} is not in Redis; `millstream registry sync`")
+            digest.update(chunk)
+            chunks.append(chunk)
+        if digest.hexdigest() != artifact.sha256:
+            raise ArtifactRefused(f"{artifact.name} is not the file that was recorded: its SHA-256 differs")
+        return b"".join(chunks)

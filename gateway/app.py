@@ -1,0 +1,221 @@
+"""The gateway process: opens what the Predictor needs, keeps it fresh, and drains when it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import grpc
+import redis.asyncio
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from redis.exceptions import RedisError
+
+from contract.catalog import Catalog
+from contract.connection import connect_async, living_async, show_async
+from contract.keys import Keys
+from contract.presence import BEAT_S, Presence, process_name
+from contract.settings import Settings
+from contract.trust import public_key
+from gateway.health import serving
+from gateway.predictor import SERVICE, Predictor
+from gateway.preflight import Finding, preflight
+from gateway.waiters import Waiters
+from gateway.withdrawals import Withdrawals
+from ingest.entrance import Entrance
+from ingest.features import FeatureStore
+from protos import millstream_v1_pb2 as v1
+
+CATALOG_S = 0.1
+MEMORY_S = 0.5
+CONNECT_S = 30.0
+
+log = structlog.get_logger()
+
+
+class PreflightFailed(Exception):
+    """The gateway can't serve as it is configured; the message says why."""
+
+
+def redacted(url: str) -> str:
+    """A URL without its password."""
+    return re.sub(r"(://[^:@/]*:)[^@/]+@", r"\1***@", url)
+
+
+class Gateway:
+    """One gateway process; `run` serves until `stop` is set."""
+
+    def __init__(self, settings: Settings, redis_url: str, key_file: Path, registry: str) -> None:
+        self.settings = settings
+        self.name = process_name()
+        self.keys = Keys(settings.prefix)
+        self._url = redis_url
+        self._registry = registry
+        self._key_file = key_file
+        self._served: set[str] = set()
+        self._all_served = False
+
+    async def run(
+        self, stop: anyio.Event, *, on_ready: Callable[[str], None], on_finding: Callable[[Finding], None]
+    ) -> None:
+        """Serves; `on_ready` gets the address. Raises PreflightFailed, KeyUnusable."""
+        settings = self.settings
+        async with contextlib.AsyncExitStack() as stack:
+            client = connect_async(self._url)
+            stack.push_async_callback(client.aclose)
+            listener = connect_async(self._url, timeout_s=None)
+            stack.push_async_callback(listener.aclose)
+            store_url = settings.features_url or self._url
+            store = connect_async(store_url, timeout_s=max(1.0, settings.features_timeout_ms / 1000))
+            stack.push_async_callback(store.aclose)
+
+            await self._reach(client)
+            self.catalog = Catalog(public_key(self._key_file))
+            self.waiters = Waiters(client, listener, self.keys, self.name)
+            self.entrance = Entrance(client, self.keys, settings)
+            withdrawals = Withdrawals(client, self.keys, self.name)
+            predictor = Predictor(
+                settings=settings,
+                name=self.name,
+                client=client,
+                catalog=self.catalog,
+                entrance=self.entrance,
+                waiters=self.waiters,
+                withdrawals=withdrawals,
+                features=FeatureStore(store, settings.features_timeout_ms / 1000),
+            )
+            await self._refresh(client)
+            async for finding in preflight(settings, client, self.catalog, self._registry, redacted(self._url)):
+                on_finding(finding)
+                if finding.verdict == "fail":
+                    raise PreflightFailed(f"{finding.subject}: {finding.detail}")
+
+            server = grpc.aio.server(
+                options=[
+                    ("grpc.max_receive_message_length", settings.max_message_bytes),
+                    ("grpc.max_send_message_length", -1),
+                    ("grpc.so_reuseport", 0),
+                ]
+            )
+            server.add_generic_rpc_handlers((predictor.handlers(),))
+            self._health: Any = health.aio.HealthServicer()
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+            names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, server)
+            await self._set_health("", serves=False)
+            try:
+                port = server.add_insecure_port(settings.listen)
+            except RuntimeError:
+                raise PreflightFailed(
+                    f"{settings.listen} can't be listened on: in use, or not of this machine"
+                ) from None
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._forever, "catalogue", CATALOG_S, self._refresh, client)
+                tasks.start_soon(self._forever, "presence", BEAT_S, self._beat, client)
+                tasks.start_soon(self._forever, "health", 0.25, self._look_at_workers, client)
+                tasks.start_soon(self._forever, "memory", MEMORY_S, self._look_at_memory, client)
+                tasks.start_soon(self.waiters.listen)
+                tasks.start_soon(self.waiters.sweep_forever)
+                await server.start()
+                address = f"{settings.listen.rpartition(':')[0]}:{port}"
+                log.info("gateway listens", address=address, engine="grpcio")
+                on_ready(address)
+                await stop.wait()
+                log.info("gateway drains", waiting=len(self.waiters))
+                predictor.draining = True
+                await self._health.enter_graceful_shutdown()
+                await server.stop(settings.drain_s)
+                await self.entrance.drain()
+                await withdrawals.drain()
+                tasks.cancel_scope.cancel()
+            with contextlib.suppress(RedisError, OSError):
+                await show_async(client, self._presence().leave(self.keys))
+
+    async def _reach(self, client: redis.asyncio.Redis) -> None:
+        """Waits for a server that is still starting, loading its AOF, say."""
+        with anyio.move_on_after(CONNECT_S):
+            told = False
+            while True:
+                try:
+                    await client.ping()
+                    return
+                except (RedisError, OSError) as error:
+                    if not told:
+                        log.warning("waiting for Redis", url=redacted(self._url), error=str(error))
+                        told = True
+                    await anyio.sleep(0.2)
+        raise PreflightFailed(f"Redis at {redacted(self._url)} could not be reached within {CONNECT_S:g} s")
+
+    async def _forever(self, what: str, every_s: float, act: Callable[[redis.asyncio.Redis], Any], client: Any) -> None:
+        """Repeats an act; one failure is said once and never ends it."""
+        failing = False
+        while True:
+            try:
+                await act(client)
+                if failing:
+                    log.info(f"{what} is fresh again")
+                failing = False
+            except (RedisError, OSError) as error:
+                if not failing:
+                    log.warning(f"{what} can't be refreshed; trying on", error=str(error))
+                failing = True
+            await asyncio.sleep(every_s)
+
+    async def _refresh(self, client: redis.asyncio.Redis) -> None:
+        revision = int(await client.get(self.keys.catalog_revision) or 0)
+        if revision == self.catalog.revision:
+            return
+        sealed: Any = await client.hgetall(self.keys.catalog)
+        before = self.catalog.untrusted
+        self.catalog.update(revision, sealed)
+        for model_id, why in self.catalog.untrusted.items():
+            if model_id not in before:
+                log.error("a record is not used", model_id=model_id, why=why)
+        await self.waiters.offer(self.catalog.records)
+
+    def _presence(self) -> Presence:
+        return Presence(role="gateway", name=self.name, revision=self.catalog.revision, pid=os.getpid())
+
+    async def _beat(self, client: redis.asyncio.Redis) -> None:
+        await show_async(client, self._presence().beat(self.keys))
+
+    async def _look_at_workers(self, client: redis.asyncio.Redis) -> None:
+        workers = await living_async(client, self.keys, "worker")
+        states = serving(self.catalog.records, workers, self._served)
+        for model_id, serves in states.items():
+            if serves:
+                self._served.add(model_id)
+            await self._set_health(f"{SERVICE}/{model_id}", serves=serves)
+        if not self._all_served:
+            # At first everything found must serve; later what is still loading does not count.
+            self._all_served = bool(states) and all(states.values())
+            whole = self._all_served
+        else:
+            live = [model_id for model_id, record in self.catalog.records.items() if record.live is not None]
+            whole = bool(live) and all(states[model_id] for model_id in live)
+        await self._set_health("", serves=whole)
+        await self._set_health(SERVICE, serves=whole)
+
+    async def _set_health(self, service: str, *, serves: bool) -> None:
+        state = health_pb2.HealthCheckResponse
+        await self._health.set(service, state.SERVING if serves else state.NOT_SERVING)
+
+    async def _look_at_memory(self, client: redis.asyncio.Redis) -> None:
+        memory: Any = await client.info("memory")
+        limit = int(memory.get("maxmemory", 0))
+        full = limit > 0 and int(memory["used_memory"]) > limit * self.settings.memory_limit_share
+        if full != self.entrance.store_full:
+            log.warning("Redis is nearly full; new requests are refused" if full else "Redis has room again")
+        self.entrance.store_full = full
+
+
+DESCRIPTOR = v1.DESCRIPTOR
+"""Loaded for reflection: it serves what the descriptor pool holds."""

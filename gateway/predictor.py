@@ -1,0 +1,337 @@
+"""The Predictor service.
+
+Requests come in and replies go out as bytes: a request is parsed here, so that bytes that are none get a clear
+answer, and a reply is passed on as the worker wrote it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, TypeVar
+
+import grpc
+import redis.asyncio
+from google.protobuf.message import DecodeError
+from redis.exceptions import RedisError
+
+from contract.admission import Admitted, Draft
+from contract.catalog import Catalog
+from contract.completion import BULK, INTERACTIVE, pending_state
+from contract.errors import Reason, Refused, StoreFailed, Violation, invalid
+from contract.keys import Keys
+from contract.record import ModelRecord, Version, route
+from contract.request import Request, RequestIds
+from contract.settings import Settings
+from gateway.models import model_message
+from gateway.status import internal, status_of
+from gateway.waiters import Waiter, Waiters, now_us
+from gateway.withdrawals import Withdrawals
+from ingest.entrance import Answer, Entrance, Seen
+from ingest.features import FeatureStore
+from protos import millstream_v1_pb2 as v1
+from protos import millstream_wire_v1_pb2 as wire
+
+SERVICE = "millstream.v1.Predictor"
+MOST_ON_ONE_STREAM = 1024
+LONGEST_WAIT_S = 300.0
+
+Parsed = TypeVar("Parsed", v1.GetResultRequest, v1.GetModelRequest)
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Predictor:
+    """Answers callers; everything it needs is passed in, and nothing here blocks the event loop."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        name: str,
+        client: redis.asyncio.Redis,
+        catalog: Catalog,
+        entrance: Entrance,
+        waiters: Waiters,
+        withdrawals: Withdrawals,
+        features: FeatureStore,
+    ) -> None:
+        self._settings = settings
+        self._name = name
+        self._client = client
+        self._keys = Keys(settings.prefix)
+        self._catalog = catalog
+        self._entrance = entrance
+        self._waiters = waiters
+        self._withdrawals = withdrawals
+        self._features = features
+        self._ids = RequestIds()
+        self.draining = False
+        waiters.on_gone = withdrawals.withdraw
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """The service for a server; without serializers, so that bytes stay bytes."""
+        unary, stream = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
+        methods: dict[str, Any] = {
+            "Predict": unary(self.predict),
+            "PredictStream": stream(self.predict_stream),
+            "Submit": unary(self.submit),
+            "GetResult": unary(self.get_result),
+            "ListModels": unary(self.list_models),
+            "GetModel": unary(self.get_model),
+        }
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+    async def predict(self, raw: bytes, context: Context) -> bytes:
+        """One request, one answer."""
+        request_id = ""
+        try:
+            request = Request.from_bytes(raw)
+            request_id = request.request_id or self._ids.next()
+            return await self._ask(request, request_id, context.time_remaining())
+        except Refused as refused:
+            await context.abort_with_status(status_of(refused, request_id))
+        except Exception as error:  # noqa: BLE001 - an uncaught exception's text would go to the caller
+            await context.abort_with_status(status_of(internal(error, "Predict"), request_id))
+        raise AssertionError("abort raises")
+
+    async def predict_stream(self, raws: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+        """Many requests in flight on one call, answered as they finish."""
+        answers: asyncio.Queue[bytes | None] = asyncio.Queue()
+        room = asyncio.Semaphore(MOST_ON_ONE_STREAM)
+        tasks: set[asyncio.Task[None]] = set()
+
+        async def answer(raw: bytes) -> None:
+            answers.put_nowait(await self._answer(raw, context.time_remaining()))
+
+        def ended(task: asyncio.Task[None]) -> None:
+            tasks.discard(task)
+            room.release()
+
+        async def read() -> None:
+            async for raw in raws:
+                await room.acquire()
+                task = asyncio.create_task(answer(raw))
+                tasks.add(task)
+                task.add_done_callback(ended)
+            while tasks:
+                await asyncio.wait(tasks)
+            answers.put_nowait(None)
+
+        reader = asyncio.create_task(read())
+        try:
+            while (response := await answers.get()) is not None:
+                yield response
+            await reader
+        finally:
+            reader.cancel()
+            for task in tasks:
+                task.cancel()
+
+    async def submit(self, raw: bytes, context: Context) -> bytes:
+        """Appends to the bulk lane; the answer is there for GetResult later."""
+        request_id = ""
+        try:
+            request = Request.from_bytes(raw)
+            record = self._record(request.model_id)
+            request_id = request.request_id or self._ids.next()
+            checked = route(record, request.version, request.entity_id, request_id).admission.draft(request)
+            if isinstance(checked, Draft) and not checked.wanted:
+                checked = checked.complete({})
+            appended: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+            self._entrance.append(
+                request.model_id,
+                BULK,
+                request._replace(request_id=request_id).to_message().SerializeToString(),
+                request.row_count,
+                pending_state(request.body_sha256(), BULK),
+                request_id,
+                lambda answer: None if appended.done() else appended.set_result(answer),
+            )
+            answer = await appended
+            if isinstance(answer, Refused):
+                raise answer
+            return v1.SubmitResponse(
+                request_id=request_id, model_id=request.model_id, duplicate=isinstance(answer, Seen)
+            ).SerializeToString()
+        except Refused as refused:
+            await context.abort_with_status(status_of(refused, request_id))
+        except Exception as error:  # noqa: BLE001
+            await context.abort_with_status(status_of(internal(error, "Submit"), request_id))
+        raise AssertionError("abort raises")
+
+    async def get_result(self, raw: bytes, context: Context) -> bytes:
+        """The result of a request by its id."""
+        try:
+            request = _parsed(v1.GetResultRequest, raw)
+            model_id, request_id = request.model_id, request.request_id
+            if not model_id or not request_id:
+                missing = [name for name in ("model_id", "request_id") if not getattr(request, name)]
+                raise invalid([Violation(name, "expected, got nothing") for name in missing])
+            response = await self._stored(model_id, request_id)
+            wait_s = min(
+                request.wait.ToMilliseconds() / 1000, context.time_remaining() or LONGEST_WAIT_S, LONGEST_WAIT_S
+            )
+            if response is None and wait_s > 0:
+                waiter = self._waiters.add(model_id, request_id, asyncio.get_running_loop().time() + wait_s, None)
+                try:
+                    await asyncio.wait((waiter.future,), timeout=wait_s)
+                    if waiter.future.done():
+                        waiter.future.exception()  # a failure is read from its key like any result
+                finally:
+                    self._waiters.remove(waiter)
+                response = await self._stored(model_id, request_id)
+            if response is not None:
+                return response
+            return v1.PredictResponse(request_id=request_id, model_id=model_id, pending=True).SerializeToString()
+        except Refused as refused:
+            await context.abort_with_status(status_of(refused))
+        except Exception as error:  # noqa: BLE001
+            await context.abort_with_status(status_of(internal(error, "GetResult")))
+        raise AssertionError("abort raises")
+
+    async def list_models(self, _raw: bytes, _context: Context) -> bytes:
+        """Every model with a live version."""
+        records = self._catalog.records.values()
+        models = [model_message(record, record.live, whole=False) for record in records if record.live is not None]
+        return v1.ListModelsResponse(models=models).SerializeToString()
+
+    async def get_model(self, raw: bytes, context: Context) -> bytes:
+        """One model."""
+        try:
+            request = _parsed(v1.GetModelRequest, raw)
+            record = self._catalog.record(request.model_id)
+            return model_message(record, route(record, request.version, "", ""), whole=True).SerializeToString()
+        except Refused as refused:
+            await context.abort_with_status(status_of(refused))
+        except Exception as error:  # noqa: BLE001
+            await context.abort_with_status(status_of(internal(error, "GetModel")))
+        raise AssertionError("abort raises")
+
+    def _record(self, model_id: str) -> ModelRecord:
+        """A model that may be asked now."""
+        if self.draining:
+            raise Refused(Reason.DRAINING, "this gateway is stopping; ask another", retry_after_s=0.5)
+        record = self._catalog.record(model_id)
+        if model_id not in self._waiters.subscribed:
+            raise Refused(Reason.STORE_UNAVAILABLE, "replies can't be received now: Redis is gone", retry_after_s=0.5)
+        return record
+
+    async def _answer(self, raw: bytes, deadline_s: float | None) -> bytes:
+        """One answer on a stream, where a refusal is a reply like any other."""
+        request_id, model_id = "", ""
+        try:
+            request = Request.from_bytes(raw)
+            request_id, model_id = request.request_id or self._ids.next(), request.model_id
+            return await self._ask(request, request_id, deadline_s)
+        except Refused as refused:
+            error = refused
+        except Exception as fault:  # noqa: BLE001
+            error = internal(fault, "PredictStream")
+        return v1.PredictResponse(request_id=request_id, model_id=model_id, error=error.to_error()).SerializeToString()
+
+    async def _ask(self, request: Request, request_id: str, deadline_s: float | None) -> bytes:
+        """admit -> append -> wait. Raises Refused."""
+        user_request_us = now_us()
+        record = self._record(request.model_id)
+        version = route(record, request.version, request.entity_id, request_id)
+        admitted = version.admission.draft(request)
+        if isinstance(admitted, Draft):
+            admitted = await self._hydrate(admitted)
+        if deadline_s is None:
+            deadline_s = self._settings.default_deadline_s
+        entry = self._entry(request, request_id, version, admitted, user_request_us, deadline_s)
+        waiter = self._waiters.add(request.model_id, request_id, asyncio.get_running_loop().time() + deadline_s, entry)
+        state = pending_state(entry.body_sha256, INTERACTIVE) if request.request_id else b""
+        try:
+            self._entrance.append(
+                request.model_id,
+                INTERACTIVE,
+                entry.SerializeToString(),
+                admitted.n,
+                state,
+                request_id,
+                lambda answer: self._waiters.appended(waiter, answer),
+            )
+            return await waiter.future
+        except asyncio.CancelledError:
+            self._leave(waiter)
+            raise
+        finally:
+            self._waiters.remove(waiter)
+
+    def _leave(self, waiter: Waiter) -> None:
+        """The caller went away: nobody needs the answer any more, unless another asked the same under the same id."""
+        if self._waiters.alone(waiter):
+            waiter.gone = True
+        if waiter.gone and waiter.entry_id:
+            self._withdrawals.withdraw(waiter)
+
+    async def _hydrate(self, draft: Draft) -> Admitted:
+        if not draft.wanted:
+            return draft.complete({})
+        try:
+            values = await self._features.fetch([want.key for want in draft.wanted])
+        except StoreFailed as error:
+            return draft.complete({}, store_failed=str(error))
+        stored = {
+            want.place: (value, wire.REDIS)
+            for want, value in zip(draft.wanted, values, strict=True)
+            if value is not None
+        }
+        return draft.complete(stored)
+
+    def _entry(
+        self,
+        request: Request,
+        request_id: str,
+        version: Version,
+        admitted: Admitted,
+        user_request_us: int,
+        deadline_s: float,
+    ) -> wire.Entry:
+        entry = wire.Entry(
+            request_id=request_id,
+            model_id=request.model_id,
+            version=version.version,
+            digest=version.digest,
+            user_request_us=user_request_us,
+            admitted_us=now_us(),
+            deadline_us=user_request_us + int(deadline_s * 1_000_000),
+            gateway=self._name,
+        )
+        if isinstance(admitted.rows, v1.Matrix):
+            entry.matrix.CopyFrom(admitted.rows)
+        else:
+            entry.columns.CopyFrom(admitted.rows)
+        if request.entity_id:
+            entry.entity_id = request.entity_id
+        if admitted.hydrated:
+            entry.hydrated.extend(wire.Hydrated(index=index, origin=origin) for index, origin in admitted.hydrated)
+        if admitted.degraded:
+            entry.degraded = True
+        if admitted.packed:
+            entry.packed = True
+        if request.request_id:
+            entry.body_sha256 = request.body_sha256()
+            entry.reply_ttl_s = self._settings.reply_ttl_own_id_s
+        return entry
+
+    async def _stored(self, model_id: str, request_id: str) -> bytes | None:
+        """The stored reply, None while pending. Raises Refused where there is neither."""
+        try:
+            raw: Any = await self._client.get(self._keys.model(model_id).reply(request_id))
+        except (RedisError, OSError):
+            raise Refused(Reason.STORE_UNAVAILABLE, "Redis did not answer", retry_after_s=0.5) from None
+        if raw is None:
+            text = (
+                f"nothing is known of request {request_id[:128]!r} of model {model_id[:128]!r}: never sent, or expired"
+            )
+            raise Refused(Reason.RESULT_UNKNOWN, text)
+        return wire.ReplyState.FromString(raw).response or None
+
+
+def _parsed(kind: type[Parsed], raw: bytes) -> Parsed:
+    try:
+        return kind.FromString(raw)
+    except DecodeError:
+        raise Refused(Reason.MALFORMED, f"the bytes are no {kind.DESCRIPTOR.full_name}") from None

@@ -1,0 +1,1 @@
+"""How work gets in: the entrance, the feature store, producers."""
