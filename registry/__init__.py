@@ -1,0 +1,1 @@
+"""Where models come from: blob stores, the catalogue of versions, artifacts into Redis, promotion."""
