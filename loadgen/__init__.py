@@ -1,0 +1,1 @@
+"""Load: many callers at once, and what they saw."""

@@ -1,0 +1,188 @@
+"""The roles a process can have: what each opens, and how it hears that it should stop.
+
+A role takes everything from its settings. `millstream up` starts one process per role (and several workers) with them
+in the environment; by hand or in a container the same commands are run with MILLSTREAM_* variables.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import structlog
+
+from contract.log import set_up_log
+from contract.settings import Settings
+from millstream.local.ready import notify_failed, notify_progress, notify_ready
+from millstream.local.state_dir import StateDir
+
+if TYPE_CHECKING:
+    from gateway.preflight import Finding
+
+log = structlog.get_logger()
+
+ADDRESS = "address "
+"""What the gateway's progress line starts with when it says where it listens."""
+
+ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
+)
+"""One thread per worker: the pool is what uses the cores, and more threads change a linear model's last bits."""
+
+
+class RoleFailed(Exception):
+    """A process that can't do its part; the message says why and what to do."""
+
+
+def redis_url(settings: Settings) -> str:
+    """Where Redis is: as set, or the embedded server of a running state directory. Raises RoleFailed, NotRunning."""
+    if settings.redis_url:
+        return settings.redis_url
+    running = StateDir(settings.state_dir).require_running()
+    return running.addresses["redis"]
+
+
+def private_key_file(settings: Settings) -> Path:
+    """Where the registry keeps its key."""
+    return StateDir(settings.state_dir).keys / "registry.key"
+
+
+def public_key_file(settings: Settings) -> Path:
+    """Where gateways and workers take the registry's public key from; never from Redis."""
+    return settings.registry_public_key or private_key_file(settings).with_suffix(".pub")
+
+
+def gateway(settings: Settings) -> None:
+    """Serves callers until SIGTERM or SIGINT."""
+    from contract.trust import KeyUnusable
+    from gateway.app import Gateway, PreflightFailed
+
+    set_up_log(settings, "gateway")
+
+    def ready(address: str) -> None:
+        notify_progress(ADDRESS + address)
+        notify_ready()
+
+    async def serve() -> None:
+        app = Gateway(settings, redis_url(settings), public_key_file(settings), settings.registry_listen)
+        async with anyio.create_task_group() as tasks:
+            stop = anyio.Event()
+            tasks.start_soon(_stop_on_signal, stop)
+            await app.run(stop, on_ready=ready, on_finding=_print_finding)
+            tasks.cancel_scope.cancel()
+
+    try:
+        anyio.run(serve, backend_options={"use_uvloop": sys.platform != "win32"})
+    except* (PreflightFailed, KeyUnusable) as group:
+        _fail(group.exceptions[0])
+
+
+def worker(settings: Settings) -> None:
+    """Predicts until SIGTERM or SIGINT; a pool of processes where the settings ask for several."""
+    if settings.workers > 1:
+        from millstream.pool import run_pool
+
+        set_up_log(settings, "pool")
+        anyio.run(run_pool, settings, redis_url(settings))
+        return
+    for limit in THREAD_LIMITS:
+        os.environ.setdefault(limit, "1")
+    # A predict that never lets go of the GIL must not hold up the heartbeat for longer than needed.
+    sys.setswitchinterval(0.001)
+    from consumers.worker import Worker
+    from contract.connection import connect
+    from contract.trust import KeyUnusable
+    from ingest.features import fetch_now
+
+    set_up_log(settings, "worker")
+    url = redis_url(settings)
+    store = connect(settings.features_url or url, timeout_s=max(0.001, settings.features_timeout_ms / 1000))
+    try:
+        process = Worker(settings, url, public_key_file(settings), lambda keys: fetch_now(store, keys))
+    except KeyUnusable as error:
+        _fail(error)
+    process.run(_stop_event(), on_ready=notify_ready)
+
+
+def sink(settings: Settings) -> None:
+    """Records events until SIGTERM or SIGINT."""
+    from consumers.sink import run_sink
+
+    set_up_log(settings, "sink")
+    state = StateDir(settings.state_dir).create()
+    run_sink(
+        settings,
+        redis_url=redis_url(settings),
+        database=state.events,
+        listen=settings.sink_listen or "127.0.0.1:50053",
+        on_ready=notify_ready,
+        stop=_stop_event(),
+    )
+
+
+def registry(settings: Settings) -> None:
+    """Watches the blob store until SIGTERM or SIGINT."""
+    from registry.app import run_registry
+
+    set_up_log(settings, "registry")
+    state = StateDir(settings.state_dir).create()
+    if not settings.store_url:
+        _fail(RoleFailed("no store is set: --store DIR or azure://container, or MILLSTREAM_STORE_URL"))
+
+    async def serve() -> None:
+        async with anyio.create_task_group() as tasks:
+            stop = anyio.Event()
+            tasks.start_soon(_stop_on_signal, stop)
+            await run_registry(
+                settings,
+                redis_url=redis_url(settings),
+                database=state.registry,
+                private_key=private_key_file(settings),
+                listen=settings.registry_listen or "127.0.0.1:50052",
+                on_ready=notify_ready,
+                stop=stop,
+            )
+            tasks.cancel_scope.cancel()
+
+    anyio.run(serve)
+
+
+async def _stop_on_signal(stop: anyio.Event) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            stop.set()
+
+
+def _stop_event() -> threading.Event:
+    stop = threading.Event()
+
+    def set_stop(_number: int, _frame: object) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, set_stop)
+    signal.signal(signal.SIGINT, set_stop)
+    return stop
+
+
+def _print_finding(finding: Finding) -> None:
+    sys.stderr.write(f"preflight {finding}\n")
+    sys.stderr.flush()
+
+
+def _fail(error: BaseException) -> None:
+    notify_failed(str(error))
+    raise RoleFailed(str(error)) from None
+
+
+ROLES: dict[str, Callable[[Settings], None]] = {
+    "gateway": gateway,
+    "worker": worker,
+    "sink": sink,
+    "registry": registry,
+}

@@ -1,0 +1,150 @@
+"""Which version goes live, and the next step towards it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from contract.presence import Presence
+from contract.record import LIVE, LOADING, RETIRING, ModelRecord, Routing, Version
+from protos import millstream_wire_v1_pb2 as wire
+from registry.catalogue import KnownVersion
+from registry.switching import Load, Refuse, Switch, Withdraw, candidates, decide, loading, switched, withdrawn
+
+
+def known(version: str, *, digest: str = "", **other: str) -> KnownVersion:
+    fields = {"trained_date": "2023-10-25", "tag": "production", "place": f"churn/{version}", "refused": "", **other}
+    return KnownVersion(
+        model_id="churn",
+        version=version,
+        digest=digest or digest_of(version),
+        signature_json=b"{}",
+        location="here",
+        first_seen=datetime(2026, 1, 1, tzinfo=UTC),
+        artifacts=(),
+        **fields,
+    )
+
+
+def digest_of(version: str) -> str:
+    return version.encode().hex().ljust(64, "0")
+
+
+def held(version: str, state: wire.VersionState) -> Version:
+    content = {
+        "model_id": "churn",
+        "version": version,
+        "trained_date": "2023-10-25",
+        "status": "production",
+        "azure_location": "ai-models",
+        "expected_features": [{"index": 0, "name": "age", "type": "int"}],
+    }
+    return Version.make(bytes.fromhex(digest_of(version)), state, json.dumps(content).encode(), (), "here")
+
+
+def record(production: str = "", **states: wire.VersionState) -> ModelRecord:
+    versions = {name[1:].replace("_", "."): state for name, state in states.items()}
+    return ModelRecord(
+        "churn", 7, {name: held(name, state) for name, state in versions.items()}, Routing(production=production)
+    )
+
+
+def worker(name: str, *loaded: str, failed: str = "") -> Presence:
+    return Presence(
+        "worker",
+        name,
+        loaded=frozenset(digest_of(version) for version in loaded),
+        failed={digest_of(failed): "no module named torch"} if failed else {},
+    )
+
+
+def step(record: ModelRecord | None, best: KnownVersion | None, *workers: Presence, waited_s: float = 0.0) -> object:
+    return decide(record, best, workers, waited_s, limit_s=60.0)
+
+
+@pytest.mark.parametrize(
+    ("versions", "order"),
+    [
+        ([known("1.9.0"), known("1.10.0")], ["1.10.0", "1.9.0"]),
+        ([known("latest"), known("0.1")], ["0.1", "latest"]),
+        ([known("2.0rc1"), known("2.0")], ["2.0", "2.0rc1"]),
+        ([known("1.0", trained_date="2024-01-01"), known("1.0.0")], ["1.0", "1.0.0"]),
+        ([known("1.0"), known("1.0.0", trained_date="2023-10-25T01:00:00+00:00")], ["1.0.0", "1.0"]),
+        ([known("1.0.0"), known("2.0.0", tag="staging"), known("3.0.0", refused="it does not load")], ["1.0.0"]),
+        ([known("1.0.0"), known("2.0.0", place="")], ["1.0.0"]),
+    ],
+)
+def test_the_highest_production_version_that_nothing_speaks_against_comes_first(
+    versions: list[KnownVersion], order: list[str]
+) -> None:
+    assert [version.version for version in candidates(versions, None)] == order
+
+
+def test_a_live_version_whose_blobs_are_gone_stays_a_candidate() -> None:
+    live = record("2.0.0", v2_0_0=LIVE)
+    chosen = candidates([known("1.0.0"), known("2.0.0", place="")], live)
+    assert [version.version for version in chosen] == ["2.0.0", "1.0.0"]
+
+
+def test_a_new_version_is_loaded_first() -> None:
+    assert step(None, known("1.0.0"), worker("a")) == Load(known("1.0.0"))
+    assert step(record("1.0.0", v1_0_0=LIVE), known("2.0.0"), worker("a")) == Load(known("2.0.0"))
+
+
+def test_a_retiring_version_that_is_wanted_again_is_loaded_again() -> None:
+    assert step(record("2.0.0", v1_0_0=RETIRING, v2_0_0=LIVE), known("1.0.0"), worker("a")) == Load(known("1.0.0"))
+
+
+def test_it_switches_only_when_every_living_worker_has_it() -> None:
+    loading_2 = record("1.0.0", v1_0_0=LIVE, v2_0_0=LOADING)
+    assert step(loading_2, known("2.0.0")) is None
+    assert step(loading_2, known("2.0.0"), worker("a", "1.0.0", "2.0.0"), worker("b", "1.0.0")) is None
+    assert step(loading_2, known("2.0.0"), worker("a", "2.0.0"), worker("b", "2.0.0")) == Switch(known("2.0.0"))
+
+
+def test_one_worker_that_cannot_load_it_vetoes() -> None:
+    loading_2 = record("1.0.0", v1_0_0=LIVE, v2_0_0=LOADING)
+    decided = step(loading_2, known("2.0.0"), worker("a", "2.0.0"), worker("b", "1.0.0", failed="2.0.0"))
+    assert decided == Refuse(known("2.0.0"), "worker b cannot load it: no module named torch")
+
+
+def test_a_version_that_is_never_loaded_is_given_up_after_the_limit() -> None:
+    loading_2 = record("1.0.0", v1_0_0=LIVE, v2_0_0=LOADING)
+    workers = worker("a", "2.0.0"), worker("b", "1.0.0")
+    assert step(loading_2, known("2.0.0"), *workers, waited_s=60.0) is None
+    decided = step(loading_2, known("2.0.0"), *workers, waited_s=60.1)
+    assert decided == Refuse(known("2.0.0"), "not loaded within 60 s by 1 of 2 workers: b")
+
+
+def test_other_contents_under_a_version_that_redis_has_are_refused() -> None:
+    other = known("1.0.0", digest="ab" * 32)
+    assert isinstance(step(record("1.0.0", v1_0_0=LIVE), other, worker("a", "1.0.0")), Refuse)
+
+
+def test_nothing_happens_while_the_best_version_is_live() -> None:
+    live = record("1.0.0", v1_0_0=LIVE)
+    assert step(live, known("1.0.0"), worker("a", "1.0.0")) is None
+    assert step(live, None, worker("a", "1.0.0")) is None
+
+
+def test_what_is_being_loaded_is_withdrawn_once_it_is_not_wanted() -> None:
+    both = record("1.0.0", v1_0_0=LIVE, v2_0_0=LOADING)
+    assert step(both, known("1.0.0"), worker("a", "1.0.0")) == Withdraw()
+    assert step(both, None, worker("a", "1.0.0")) == Withdraw()
+    assert withdrawn(both) == record("1.0.0", v1_0_0=LIVE)
+
+
+def test_a_switch_retires_the_version_before_it_in_the_same_record() -> None:
+    before = record("1.0.0", v1_0_0=LIVE, v2_0_0=LOADING)
+    assert switched(before, "2.0.0") == record("2.0.0", v1_0_0=RETIRING, v2_0_0=LIVE)
+
+
+def test_only_one_version_is_being_loaded_and_the_live_one_is_left_alone() -> None:
+    before = record("1.0.0", v1_0_0=LIVE, v2_0_0=LOADING)
+    assert loading(before, held("3.0.0", LOADING)) == record("1.0.0", v1_0_0=LIVE, v3_0_0=LOADING)
+    first = loading(None, held("1.0.0", LOADING))
+    assert first == replace(record("", v1_0_0=LOADING), revision=0)
+    assert first.live is None
