@@ -93,7 +93,7 @@ class EventLog(v1_grpc.EventLogServicer):
                 counted.events += events
                 counted.by_model[model_id] += events
                 counted.by_status[status] += events
-            counted.distinct_requests = next(_rows(cursor, asked.distinct()))[0]
+            [(counted.distinct_requests,)] = _rows(cursor, asked.distinct())
             cursor.commit()
         return counted
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import orjson
@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from numpy.typing import NDArray
 
-from consumers.event_schema import lane_name, status_name
+from consumers.event_schema import TIMES, lane_name, status_name
 from consumers.event_values import WrittenRows, write_all_inputs, write_all_outputs
 from protos import millstream_v1_pb2 as v1
 from protos import millstream_wire_v1_pb2 as wire
@@ -28,6 +28,9 @@ Column = NDArray[Any]
 
 Names = Callable[[str, bytes], Sequence[str]]
 """(model_id, version digest) -> feature names in index order; empty where they are not known."""
+
+_FIRST_US, _LAST_US = -62_135_596_800_000_000, 253_402_300_800_000_000
+"""The years 1 to 9999; a time outside of them is none."""
 
 _ORIGINS = {wire.REQUEST: "request", wire.REDIS: "redis", wire.FILE: "file", wire.DEFAULT: "default"}
 _PREDICTED = frozenset((wire.OK, wire.SHADOW))
@@ -84,6 +87,12 @@ class Link:
     size: int
     """Bytes it had in the stream."""
     columns: Mapping[str, Column]
+    """Without those that none of its events has."""
+
+    def column(self, name: str) -> Column:
+        """One value for each event, None where it has none."""
+        found = self.columns.get(name)
+        return np.full(self.events, None, dtype=object) if found is None else found
 
     @classmethod
     def decode(cls, model_id: str, entry_id: str, fields: Mapping[bytes, bytes], names: Names = no_names) -> Self:
@@ -115,7 +124,13 @@ class Link:
 
 def joined(links: Sequence[Link], first_sequence: int) -> dict[str, Column]:
     """The rows of these links, at least one of them, numbered on from `first_sequence`."""
-    columns = {name: np.concatenate([link.columns[name] for link in links]) for name in links[0].columns}
+    columns = {
+        name: np.concatenate([link.column(name) for link in links])
+        for name in {name: None for link in links for name in link.columns}
+    }
+    for name in TIMES:
+        micros = columns[name]
+        columns[name] = np.where((micros > _FIRST_US) & (micros < _LAST_US), micros, 0)
     columns["sequence"] = np.arange(first_sequence, first_sequence + len(columns["number"]), dtype=np.int64)
     return columns
 
@@ -142,8 +157,7 @@ def _columns(
     all_ok = set(statuses) == {wire.OK}
     inputs = write_all_inputs(entries)
     outputs = write_all_outputs(responses)
-    errors = _Error.columns(responses) if some.response.HasField("error") else _Error.none(count)
-    absent, zeros, false = np.full(count, None, dtype=object), np.zeros(count, np.int64), np.zeros(count, np.bool_)
+    zeros, false = np.zeros(count, np.int64), np.zeros(count, np.bool_)
 
     def same(value: str) -> Column:
         return np.full(count, value or None, dtype=object)
@@ -170,7 +184,7 @@ def _columns(
         and not (any(inputs.lossy) or any(outputs.lossy))
         and request_ids == [response.request_id for response in responses]
     )
-    return {
+    columns = {
         "model_id": same(model_id),
         "user_request_timestamp": integers(asked),
         "inputs": texts(inputs.texts),
@@ -186,19 +200,8 @@ def _columns(
         "digest": same(header.digest.hex())
         if one_version
         else texts([(digest or header.digest).hex() or None for digest in digests]),
-        "entity_id": texts([entry.entity_id or None for entry in entries]) if some_entry.entity_id else absent,
-        "origins": texts([_origins(model_id, entry, header.digest, names) for entry in entries])
-        if some_entry.hydrated
-        else absent,
-        "error_reason": errors.reason,
-        "error_message": errors.message,
-        "error_violations": errors.violations,
-        "error_code": errors.code,
         "lane": texts([lane_name(event.lane) for event in events]) if some.lane else same(lane_name(0)),
         "worker": same(header.worker),
-        "gateway": texts([entry.gateway or None for entry in entries]) if some_entry.gateway else absent,
-        "caller": texts([entry.caller or None for entry in entries]) if some_entry.caller else absent,
-        "trace": texts([entry.trace or None for entry in entries]) if some_entry.trace else absent,
         "deliveries": integers([event.deliveries for event in events]),
         "admitted_timestamp": integers([entry.admitted_us for entry in entries]),
         "delivered_timestamp": integers([event.delivered_us for event in events]),
@@ -217,10 +220,26 @@ def _columns(
         "packed": flags([entry.packed for entry in entries]) if some_entry.packed else false,
         "discard_reply": flags([entry.discard_reply for entry in entries]) if some_entry.discard_reply else false,
         "reply_ttl_s": integers([entry.reply_ttl_s for entry in entries]) if some_entry.reply_ttl_s else zeros,
-        "body_sha256": texts([entry.body_sha256 or None for entry in entries]) if some_entry.body_sha256 else absent,
-        "refused_body": texts([event.refused_body or None for event in events]) if some.refused_body else absent,
-        "exact": absent if plain else texts(_exact(header, events, inputs, outputs)),
     }
+    if some_entry.entity_id:
+        columns["entity_id"] = texts([entry.entity_id or None for entry in entries])
+    if some_entry.hydrated:
+        columns["origins"] = texts([_origins(model_id, entry, header.digest, names) for entry in entries])
+    if some_entry.caller:
+        columns["caller"] = texts([entry.caller or None for entry in entries])
+    if some_entry.trace:
+        columns["trace"] = texts([entry.trace or None for entry in entries])
+    if some_entry.body_sha256:
+        columns["body_sha256"] = texts([entry.body_sha256 or None for entry in entries])
+    if some.refused_body:
+        columns["refused_body"] = texts([event.refused_body or None for event in events])
+    if some_entry.gateway:
+        columns["gateway"] = texts([entry.gateway or None for entry in entries])
+    if not plain:
+        columns["exact"] = texts(_exact(header, events, inputs, outputs))
+    if some.response.HasField("error"):
+        columns.update(_errors(responses))
+    return columns
 
 
 def _predicted_us(header: wire.Header, event: wire.Event) -> int:
@@ -247,30 +266,16 @@ def _exact(
     ]
 
 
-class _Error(NamedTuple):
-    """Why requests have no answer, field by field."""
-
-    reason: Column
-    message: Column
-    violations: Column
-    code: Column
-
-    @classmethod
-    def none(cls, count: int) -> Self:
-        absent = np.full(count, None, dtype=object)
-        return cls(absent, absent, absent, np.zeros(count, dtype=np.int64))
-
-    @classmethod
-    def columns(cls, responses: Sequence[v1.PredictResponse]) -> Self:
-        found = cls.none(len(responses))
-        reasons, messages, violations = (np.full(len(responses), None, dtype=object) for _ in range(3))
-        for row, response in enumerate(responses):
-            if response.HasField("error"):
-                error = response.error
-                reasons[row], messages[row], found.code[row] = error.reason or None, error.message or None, error.code
-                listed = [{"field": v.field, "description": v.description} for v in error.violations]
-                violations[row] = orjson.dumps(listed).decode() if listed else None
-        return cls(reasons, messages, violations, found.code)
+def _errors(responses: Sequence[v1.PredictResponse]) -> dict[str, Column]:
+    """Why requests have no answer."""
+    reason, message, violations, code = (np.full(len(responses), None, dtype=object) for _ in range(4))
+    for row, response in enumerate(responses):
+        if response.HasField("error"):
+            error = response.error
+            reason[row], message[row], code[row] = error.reason or None, error.message or None, error.code
+            listed = [{"field": v.field, "description": v.description} for v in error.violations]
+            violations[row] = orjson.dumps(listed).decode() if listed else None
+    return {"error_reason": reason, "error_message": message, "error_violations": violations, "error_code": code}
 
 
 def _origins(model_id: str, entry: wire.Entry, digest: bytes, names: Names) -> str | None:

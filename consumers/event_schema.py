@@ -8,11 +8,12 @@ request id), `exact` keeps the serialized event beside them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from protos import millstream_wire_v1_pb2 as wire
 
-Form = Literal["text", "integer", "boolean", "bytes", "computed"]
+Form = Literal["text", "integer", "boolean", "bytes", "time", "computed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,25 +50,31 @@ def _blob(name: str) -> Column:
 
 
 def _micros(name: str) -> str:
-    return f"TRY(make_timestamptz(nullif({name}, 0)))"
+    return f"make_timestamptz(nullif({name}, 0))"
 
 
 def _time(name: str, *otherwise: str) -> Column:
-    """Gathered as microseconds since the Unix epoch, 0 for none; a number that is no time becomes NULL."""
+    """Gathered as microseconds since the Unix epoch, 0 for none."""
     source = f"coalesce({', '.join((_micros(name), *otherwise))})" if otherwise else _micros(name)
-    return Column(name, "TIMESTAMPTZ", "integer", source)
+    return Column(name, "TIMESTAMPTZ", "time", source)
 
 
 def _appended(entry_id: str) -> str:
-    """When Redis appended an entry: the first half of its id is milliseconds."""
+    """When Redis appended an entry: the first half of its id is milliseconds. NULL where that is no time."""
     return f"TRY(make_timestamptz(TRY_CAST(split_part({entry_id}, '-', 1) AS BIGINT) * 1000))"
 
+
+_STAMPED = (
+    f"SELECT *, {_appended('entry_id')} AS appended, "  # noqa: S608 - names from here alone
+    f"{_appended('event_entry_id')} AS recorded FROM gathered"
+)
+"""What is gathered, and the times that its ids hold; in one place, since planning them costs more than they do."""
 
 COLUMNS: tuple[Column, ...] = (
     _count("sequence", "BIGINT"),  # order of commit over all models; what Follow reads on from
     _text("model_id"),
     _count("number", "BIGINT"),  # the model's running number of this event
-    _time("user_request_timestamp", _appended("entry_id"), _appended("event_entry_id")),
+    _time("user_request_timestamp", "appended", "recorded"),
     _json("inputs"),
     _time("predicted_at_timestamp"),
     _json("outputs"),
@@ -88,7 +95,7 @@ COLUMNS: tuple[Column, ...] = (
     _text("trace"),
     _count("deliveries"),
     _time("admitted_timestamp"),
-    Column("appended_timestamp", "TIMESTAMPTZ", "computed", _appended("entry_id")),
+    Column("appended_timestamp", "TIMESTAMPTZ", "computed", "appended"),
     _time("delivered_timestamp"),
     _time("deadline_timestamp"),
     _text("entry_id"),
@@ -111,6 +118,7 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 NAMES = tuple(column.name for column in COLUMNS)
+TIMES = tuple(column.name for column in COLUMNS if column.form == "time")
 
 GATHERED = "gathered"
 """The view over one block of gathered columns, while it is inserted."""
@@ -125,10 +133,15 @@ CREATE = (
         why VARCHAR)""",
 )
 
-INSERT_EVENTS = (
-    f"INSERT INTO events ({', '.join(NAMES)}) "  # noqa: S608 - names from this module alone
-    f"SELECT {', '.join(c.source for c in COLUMNS)} FROM {GATHERED}"
-)
+
+@lru_cache(maxsize=256)
+def insert_events(gathered: frozenset[str]) -> str:
+    """The statement for a view that has these columns; one that no event of it has is left out, and stays NULL."""
+    columns = [column for column in COLUMNS if column.name in gathered or column.form == "computed"]
+    names, sources = (", ".join(c.name for c in columns), ", ".join(c.source for c in columns))
+    return f"INSERT INTO events ({names}) SELECT {sources} FROM ({_STAMPED})"  # noqa: S608 - names from here alone
+
+
 INSERT_POSITION = "INSERT OR REPLACE INTO positions VALUES (?, ?, ?, now())"
 INSERT_GAP = "INSERT INTO gaps VALUES (?, ?, ?, ?, ?, now(), ?)"
 

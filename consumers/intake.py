@@ -6,29 +6,31 @@ does for it what a gateway does: claims the id, admits, hydrates and routes, for
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
-import redis
 from google.protobuf.message import DecodeError
 
 from consumers.lanes import Batch, Delivery
 from consumers.work import Work
-from contract.admission import Admitted, Draft
+from contract.admission import Admitted, Draft, Stored
 from contract.catalog import Catalog
 from contract.completion import BULK, pending_state
-from contract.connection import Argument, run
-from contract.errors import Reason, Refused, StoreFailed
+from contract.connection import Argument
+from contract.errors import Reason, Refused
 from contract.keys import GROUP, Keys
+from contract.line import Line
 from contract.record import route
-from contract.request import Request
+from contract.request import REQUEST_ID, STREAM_ID, Request
 from contract.scripts import CLAIM_IDS
 from contract.settings import Settings
+from contract.strict_json import StrictJsonError, parse_json
 from protos import millstream_v1_pb2 as v1
 from protos import millstream_wire_v1_pb2 as wire
 
-Hydrate = Callable[[Sequence[str]], Sequence[bytes | None]]
-"""Fetches stored features by key; raises StoreFailed."""
+Hydrate = Callable[[Sequence[Draft]], Sequence[Stored]]
+"""Finds the stored features that drafts want; one answer for each."""
 
 NEW, OWN = 1, 2
 
@@ -41,8 +43,8 @@ def now_us() -> int:
 class Intake:
     """Turns batches into work; one per worker."""
 
-    def __init__(self, client: redis.Redis, keys: Keys, settings: Settings, catalog: Catalog, hydrate: Hydrate) -> None:
-        self._client = client
+    def __init__(self, line: Line, keys: Keys, settings: Settings, catalog: Catalog, hydrate: Hydrate) -> None:
+        self._line = line
         self._keys = keys
         self._settings = settings
         self._catalog = catalog
@@ -59,7 +61,7 @@ class Intake:
         delivered = now_us()
         asked: list[tuple[Delivery, Request | None, Work]] = []
         for delivery in batch.deliveries:
-            request, work = _bulk_request(batch, delivery, delivered)
+            request, work = _bulk_request(batch, delivery, delivered, self._settings)
             asked.append((delivery, request, work))
         claimed = self._claim(batch.model_id, asked)
         kept = [
@@ -89,33 +91,22 @@ class Intake:
 
     def _claim(self, model_id: str, asked: list[tuple[Delivery, Request | None, Work]]) -> list[int]:
         keys = self._keys.model(model_id)
-        names = [keys.bulk, keys.rows_bulk, keys.count, keys.dead]
+        names = [keys.bulk, keys.rows_bulk, keys.count, keys.dead, keys.crashes, keys.lone]
         arguments: list[Argument] = [GROUP, self._settings.pending_ttl_s]
         for delivery, _, work in asked:
             names.append(keys.reply(work.entry.request_id))
             arguments += (delivery.entry_id, work.rows, pending_state(work.entry.body_sha256, BULK))
-        answers: list[int] = run(self._client, CLAIM_IDS, names, arguments)
+        answers: list[int] = self._line.run(CLAIM_IDS, names, arguments)
         return answers
 
     def _complete(self, drafts: list[tuple[Work, Request, Draft]]) -> None:
         """Hydrates all drafts of a batch with one fetch."""
-        names = [want.key for _, _, draft in drafts for want in draft.wanted]
-        failed = ""
-        values: Iterator[bytes | None] = iter(())
-        if names:
+        if not drafts:
+            return
+        stored = self._hydrate([draft for _, _, draft in drafts])
+        for (work, _, draft), found in zip(drafts, stored, strict=True):
             try:
-                values = iter(self._hydrate(names))
-            except StoreFailed as error:
-                failed = str(error)
-        for work, _, draft in drafts:
-            stored: dict[int, tuple[bytes, wire.Origin]] = {}
-            if not failed:
-                for want in draft.wanted:
-                    value = next(values)
-                    if value is not None:
-                        stored[want.place] = (value, wire.REDIS)
-            try:
-                _admit(work, draft.complete(stored, store_failed=failed))
+                _admit(work, draft.complete(found.values, store_failed=found.failed))
             except Refused as refused:
                 _refuse(work, refused)
 
@@ -140,8 +131,9 @@ def _admitted(batch: Batch, delivery: Delivery, delivered: int) -> Work:
     return work
 
 
-def _bulk_request(batch: Batch, delivery: Delivery, delivered: int) -> tuple[Request | None, Work]:
+def _bulk_request(batch: Batch, delivery: Delivery, delivered: int, settings: Settings) -> tuple[Request | None, Work]:
     """What a bulk entry asks, None where it can't be understood; and the work it makes."""
+    most = settings.max_message_bytes
     entry = wire.Entry(request_id=delivery.entry_id.decode(), model_id=batch.model_id)
     # When Redis appended it: a producer's own clock is not asked.
     entry.user_request_us = int(delivery.entry_id.partition(b"-")[0]) * 1000
@@ -150,8 +142,11 @@ def _bulk_request(batch: Batch, delivery: Delivery, delivered: int) -> tuple[Req
     body = next(iter(fields.values()), b"")
     request: Request | None = None
     try:
+        if len(body) > most:
+            # Of numbers this large a worker would be busy for longer than a batch may take.
+            raise Refused(Reason.MALFORMED, f"the entry has {len(body):,} bytes, at most {most:,} are read")
         if set(fields) == {b"json"}:
-            request = Request.from_json(body, batch.model_id)
+            request = Request.from_json(body, batch.model_id, settings.max_rows)
         elif set(fields) == {b"pb"}:
             request = Request.from_bytes(body)
             if request.model_id not in ("", batch.model_id):
@@ -161,8 +156,7 @@ def _bulk_request(batch: Batch, delivery: Delivery, delivered: int) -> tuple[Req
         else:
             names = ", ".join(name.decode(errors="replace")[:40] for name in list(fields)[:10]) or "none"
             raise Refused(Reason.MALFORMED, f"expected one field, json or pb, got {names}")
-        if request.request_id and not request.check_ids():
-            entry.request_id = request.request_id
+        entry.request_id = _own_id(request.request_id) or entry.request_id
         entry.entity_id = request.entity_id[:256]
         entry.discard_reply = request.discard_reply
         entry.body_sha256 = request.body_sha256()
@@ -171,9 +165,32 @@ def _bulk_request(batch: Batch, delivery: Delivery, delivered: int) -> tuple[Req
         work.refused_body = body
     except Refused as refused:
         request = None
+        if len(body) <= most:
+            entry.request_id = _own_id(_id_within(fields)) or entry.request_id
+        entry.body_sha256 = hashlib.sha256(body).digest()
         work.refused_body = body
+        work.dead = refused.reason.text
         _refuse(work, refused)
     return request, work
+
+
+def _own_id(request_id: str) -> str:
+    """An id that may become part of a key and can't be another entry's; else nothing."""
+    return request_id if REQUEST_ID.fullmatch(request_id) and not STREAM_ID.fullmatch(request_id) else ""
+
+
+def _id_within(fields: dict[bytes, bytes]) -> str:
+    """The id in an entry that can't be served, where that much of it can be read: its producer asks for it by that."""
+    try:
+        if set(fields) == {b"json"}:
+            body = parse_json(fields[b"json"])
+            found = body.get("request_id") if isinstance(body, dict) else None
+            return found if isinstance(found, str) else ""
+        if set(fields) == {b"pb"}:
+            return v1.PredictRequest.FromString(fields[b"pb"]).request_id
+    except (StrictJsonError, DecodeError):
+        pass
+    return ""
 
 
 def _admit(work: Work, admitted: Admitted) -> None:

@@ -10,11 +10,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import redis
 from redis.exceptions import ResponseError
 
 from contract.completion import BULK, INTERACTIVE
-from contract.connection import connect, ensure_groups
+from contract.connection import ensure_groups
 from contract.keys import GROUP, Keys
+from contract.line import Line
 from contract.settings import Settings
 from protos import millstream_wire_v1_pb2 as wire
 
@@ -43,14 +45,14 @@ class Batch(NamedTuple):
 class Lanes:
     """Both lanes of every model a worker serves."""
 
-    def __init__(self, redis_url: str, keys: Keys, settings: Settings, consumer: str) -> None:
-        # A blocking read needs its own connection, with a socket timeout above the block.
-        self._client = connect(redis_url, timeout_s=BLOCK_MS / 1000 + 5.0)
-        self._client.set_response_callback("XREADGROUP", _raw)
+    def __init__(self, line: Line, client: redis.Redis, keys: Keys, settings: Settings, consumer: str) -> None:
+        self._line = line
+        self._client = client
         self._keys = keys
         self._settings = settings
         self._consumer = consumer
         self._models: list[str] = []
+        self._look: list[tuple[str, str]] = []
         self._next = 0
         self.room: Callable[[str], int] = lambda _model: settings.batch_rows
         """Rows of a model that take the target time of a batch."""
@@ -63,9 +65,11 @@ class Lanes:
             for model_id in set(models) - set(self._models):
                 ensure_groups(self._client, self._keys, model_id)
             self._models = list(models)
+            keys = [self._keys.model(model_id) for model_id in models]
+            self._look = [("XLEN", stream) for each in keys for stream in (each.requests, each.bulk)]
             self._next = 0
 
-    def read(self) -> list[Batch]:
+    def read(self, *, wait: bool = True) -> list[Batch]:
         """What is next: one batch, or after a wait one entry of each lane that had one, or nothing.
 
         Raises what Redis raises when it is gone.
@@ -74,7 +78,7 @@ class Lanes:
         if not models:
             return []
         try:
-            return self._pass(models) or self._wait(models)
+            return self._pass(models) or (self._wait(models) if wait else [])
         except ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
@@ -83,17 +87,14 @@ class Lanes:
                 ensure_groups(self._client, self._keys, model_id)
             return []
 
-    def close(self) -> None:
-        self._client.close()
+    def read_interactive(self) -> list[Batch]:
+        """The next batch of an interactive lane, where there is one; for who is busy with bulk. Raises as `read`."""
+        return self._pass(self._models, (INTERACTIVE,)) if self._models else []
 
-    def _pass(self, models: list[str]) -> list[Batch]:
-        pipe = self._client.pipeline(transaction=False)
-        for model_id in models:
-            keys = self._keys.model(model_id)
-            pipe.xlen(keys.requests)
-            pipe.xlen(keys.bulk)
-        lengths = pipe.execute()
-        for lane, offset in ((INTERACTIVE, 0), (BULK, 1)):
+    def _pass(self, models: list[str], lanes: Sequence[wire.Lane] = (INTERACTIVE, BULK)) -> list[Batch]:
+        lengths = self._line.ask(self._look)
+        for lane in lanes:
+            offset = 1 if lane == BULK else 0
             for step in range(len(models)):
                 place = (self._next + step) % len(models)
                 backlog = lengths[2 * place + offset]
@@ -111,9 +112,8 @@ class Lanes:
         share = math.ceil(backlog / max(1, self.workers))
         count = max(1, min(self._settings.batch_rows, self.room(model_id), share))
         stream = keys.bulk if lane == BULK else keys.requests
-        answer = self._client.execute_command(  # type: ignore[no-untyped-call]
-            "XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT", count, "STREAMS", stream, ">"
-        )
+        command = ("XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT", count, "STREAMS", stream, ">")
+        answer = self._line.ask([command])[0]
         return _batches(answer, {stream: (model_id, lane)})
 
     def _wait(self, models: list[str]) -> list[Batch]:
@@ -123,26 +123,16 @@ class Lanes:
             streams[keys.requests] = (model_id, INTERACTIVE)
         for model_id in models:
             streams[self._keys.model(model_id).bulk] = (model_id, BULK)
-        answer = self._client.execute_command(  # type: ignore[no-untyped-call]
-            "XREADGROUP",
-            "GROUP",
-            GROUP,
-            self._consumer,
-            "COUNT",
-            1,
-            "BLOCK",
-            BLOCK_MS,
-            "STREAMS",
-            *streams,
-            *([">"] * len(streams)),
-        )
+        head = ("XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT", 1, "BLOCK", BLOCK_MS, "STREAMS")
+        answer = self._line.ask([(*head, *streams, *([">"] * len(streams)))])[0]
         return _batches(answer, streams)
 
 
 def _batches(answer: Any, streams: dict[str, tuple[str, wire.Lane]]) -> list[Batch]:
+    # RESP2 answers a list of pairs, RESP3 a map.
     return [
         Batch(*streams[stream.decode()], [delivery(entry) for entry in entries])
-        for stream, entries in (answer or {}).items()
+        for stream, entries in dict(answer or {}).items()
     ]
 
 
@@ -151,8 +141,3 @@ def delivery(entry: Any, deliveries: int = 1) -> Delivery:
     entry_id, flat = entry
     # Fields may be nil for an entry that was deleted under the group.
     return Delivery(entry_id, dict(zip(flat[::2], flat[1::2], strict=True)) if flat else {}, deliveries)
-
-
-def _raw(answer: Any, **_options: Any) -> Any:
-    # RESP2 answers a list of pairs, RESP3 a map.
-    return dict(answer) if isinstance(answer, list) else answer

@@ -25,6 +25,10 @@ class ArtifactRefused(Exception):
     """An artifact whose bytes are not the ones that were recorded."""
 
 
+class ArtifactOutOfReach(Exception):
+    """An artifact that can't be fetched now; another look may find it."""
+
+
 class Shelf:
     """Loaded versions by digest. One thread loads; others only look."""
 
@@ -36,6 +40,7 @@ class Shelf:
         self._loaded: dict[bytes, LoadedModel] = {}
         self.failed: Mapping[str, str] = {}
         """Hex digest -> why it does not load."""
+        self._told: set[str] = set()
         self.revision = -1
         """Catalogue revision that everything loadable of is on the shelf."""
 
@@ -72,18 +77,27 @@ class Shelf:
             for model_id, why in self._catalog.untrusted.items():
                 if model_id not in before:
                     log.error("a record is not used", model_id=model_id, why=why)
+        whole = True
         wanted = {v.digest: v for record in self._mine() for v in record.versions.values()}
         failed = {digest: why for digest, why in self.failed.items() if bytes.fromhex(digest) in wanted}
         for digest, version in wanted.items():
             if digest not in self._loaded and digest.hex() not in failed:
                 try:
                     self._loaded = {**self._loaded, digest: self._load(version)}
+                except ArtifactOutOfReach as error:
+                    whole = False
+                    if version.name not in self._told:
+                        self._told.add(version.name)
+                        log.warning("a version waits for its artifacts", version=version.name, why=str(error))
                 except (UnloadableModel, ArtifactRefused) as error:
                     failed[digest.hex()] = str(error)
                     log.error("a version does not load", version=version.name, why=str(error))
         self._loaded = {digest: model for digest, model in self._loaded.items() if digest in wanted}
         self.failed = failed
-        self.revision = revision
+        if whole:
+            # Otherwise the next look tries again.
+            self.revision = revision
+            self._told.clear()
         return True
 
     def _mine(self) -> list[ModelRecord]:
@@ -107,9 +121,11 @@ class Shelf:
             try:
                 chunk: Any = self._client.get(self._keys.chunk(artifact.sha256, number))
             except RedisError as error:
-                raise ArtifactRefused(f"{artifact.name} could not be fetched: {error}") from None
+                raise ArtifactOutOfReach(f"{artifact.name} could not be fetched: {error}") from None
             if chunk is None:
-                raise ArtifactRefused(f"chunk {number} of {artifact.name} is not in Redis; `millstream registry sync`")
+                raise ArtifactOutOfReach(
+                    f"chunk {number} of {artifact.name} is not in Redis; the registry puts it back"
+                )
             digest.update(chunk)
             chunks.append(chunk)
         if digest.hexdigest() != artifact.sha256:

@@ -47,7 +47,8 @@ class Work:
         entry = self.entry
         lane, entry_id = self.lane, self.entry_id
         ttl: int | bytes
-        if entry.discard_reply:
+        if entry.discard_reply or status == wire.EXPIRED:
+            # What was never computed is no answer for who sends it again under its id.
             ttl = b""
         elif lane == BULK:
             ttl = settings.reply_ttl_bulk_s

@@ -6,7 +6,6 @@ second loads versions, a third renews leases and shows the worker's presence; ne
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import threading
@@ -19,17 +18,19 @@ from redis.exceptions import RedisError, ResponseError
 
 from consumers.answers import Answers
 from consumers.intake import Hydrate, Intake, now_us
-from consumers.lanes import Batch, Lanes, delivery
+from consumers.lanes import BLOCK_MS, Batch, Lanes, delivery
 from consumers.leases import Leases, hand_over
 from consumers.model import LoadedModel, PredictFailed
+from consumers.pace import Pace
 from consumers.runtime import runtime
 from consumers.shelf import Shelf
 from consumers.work import Work, rows_of_entries
 from contract.catalog import Catalog
 from contract.completion import BULK, INTERACTIVE, Item, exit_calls, header
-from contract.connection import LOST, Argument, connect, living, run, show
+from contract.connection import LOST, Argument, connect, living, show
 from contract.errors import Reason, Refused
 from contract.keys import GROUP, Keys
+from contract.line import Line
 from contract.presence import BEAT_S, Presence, process_name
 from contract.scripts import EXIT, RETRY
 from contract.settings import Settings
@@ -38,8 +39,6 @@ from protos import millstream_wire_v1_pb2 as wire
 
 CATALOG_S = 0.1
 RETRY_S = 0.1
-SMOOTH = 0.2
-"""Weight of the newest measurement in the time per row."""
 
 log = structlog.get_logger()
 
@@ -51,20 +50,25 @@ class Worker:
         self._settings = settings
         self._keys = Keys(settings.prefix)
         self.name = process_name()
-        self._catalog = Catalog(public_key(key_file))
-        self._client = connect(redis_url)
+        self._catalog = Catalog(public_key(key_file), max_rows=settings.max_rows)
+        # A blocking read needs a socket timeout above its block.
+        self._line = Line(redis_url, timeout_s=BLOCK_MS / 1000 + 5.0)
         self._beat_client = connect(redis_url)
         self._load_client = connect(redis_url)
-        self._lanes = Lanes(redis_url, self._keys, settings, self.name)
+        self._lanes = Lanes(self._line, self._load_client, self._keys, settings, self.name)
         self._lanes.room = self._room
         self._leases = Leases(self._keys, settings, self.name)
         self._shelf = Shelf(self._load_client, self._keys, self._catalog, settings.models)
-        self._intake = Intake(self._client, self._keys, settings, self._catalog, hydrate)
-        self._seconds_per_row: dict[str, float] = {}
+        self._intake = Intake(self._line, self._keys, settings, self._catalog, hydrate)
+        self._pace: dict[str, Pace] = {}
+        self._began = 0.0
+        """When the work began that the next predict call is a part of: reading, checking and completing count too."""
         self._batch_number = 0
         self._runtime_id = ""
         self._retry_at = 0.0
         self._stop = threading.Event()
+        self._ended = threading.Event()
+        """Set once the last batch is done: until then its lease is renewed, however long it was told to stop before."""
 
     def run(self, stop: threading.Event, *, on_ready: Callable[[], None]) -> None:
         """Works; `on_ready` is called once everything that was in the catalogue at start is loaded."""
@@ -87,6 +91,7 @@ class Worker:
             self._work_forever()
         finally:
             stop.set()
+            self._ended.set()
             for thread in threads:
                 thread.join(timeout=2.0)
             self._leave()
@@ -94,17 +99,25 @@ class Worker:
     # ------------------------------------------------------------------ the main path
 
     def _work_forever(self) -> None:
-        pause = 0.05
+        pause, retry, more = 0.05, False, False
         while not self._stop.is_set():
             batches: list[Batch] = []
             try:
                 self._lanes.serve(self._shelf.ready)
-                batches = self._retries() or self._lanes.read()
+                # In turn with reading: a dead worker's entries must not hold up what comes in.
+                retry = not retry
+                if retry:
+                    batches = self._retries()
+                    more = bool(batches)
+                # Where one was found there may be more, which a read that waits would hold up.
+                batches = batches or self._lanes.read(wait=not more)
                 if not batches and not self._shelf.ready:
                     self._stop.wait(0.05)
                 for batch in batches:
                     self._leases.hold(batch.model_id, batch.lane, [d.entry_id for d in batch.deliveries])
-                for batch in batches:
+                for place, batch in enumerate(batches):
+                    if place and batch.lane == BULK:
+                        self._interactive_first()
                     self._serve(batch)
                 pause = 0.05
             except (*LOST, ResponseError) as error:
@@ -117,6 +130,7 @@ class Worker:
 
     def _serve(self, batch: Batch) -> None:
         """Everything that happens to one batch; each of its entries leaves through the exit."""
+        self._began = time.perf_counter()
         works = self._intake.works(batch)
         held = {d.entry_id for d in batch.deliveries}
         self._leases.drop(batch.model_id, batch.lane, held - {work.entry_id for work in works})
@@ -133,10 +147,27 @@ class Worker:
                 groups.setdefault(work.entry.digest, []).append(work)
         if refused:
             self._exit(batch.model_id, batch.lane, wire.Header(model_id=batch.model_id), refused)
+        begun = False
         for digest, group in groups.items():
             model = self._shelf.get(digest)
             for part in self._parts(group):
+                if begun and batch.lane == BULK:
+                    self._interactive_first()
+                begun = True
                 self._predict(batch, model, part)
+
+    def _interactive_first(self) -> None:
+        """Between two predict calls for bulk: whoever waits comes first."""
+        while not self._stop.is_set() and (batches := self._lanes.read_interactive()):
+            for batch in batches:
+                ids = [d.entry_id for d in batch.deliveries]
+                self._leases.hold(batch.model_id, batch.lane, ids)
+                try:
+                    self._serve(batch)
+                except (*LOST, ResponseError):
+                    self._leases.drop(batch.model_id, batch.lane, ids)
+                    raise
+        self._began = time.perf_counter()
 
     def _parts(self, works: list[Work]) -> Iterator[list[Work]]:
         """Predict calls of at most the row limit; limits count rows, and a larger request goes alone."""
@@ -174,7 +205,7 @@ class Worker:
         try:
             began = time.perf_counter()
             columns = model.predict(rows_of_entries(works))
-            self._measured(batch.model_id, time.perf_counter() - began, sum(work.rows for work in works))
+            predicted = time.perf_counter()
         except (PredictFailed, ValueError) as error:
             if len(works) > 1:
                 middle = len(works) // 2
@@ -202,6 +233,10 @@ class Worker:
             row += work.rows
         head.batch_rows = row
         self._exit(batch.model_id, batch.lane, head, items)
+        ended = time.perf_counter()
+        pace = self._pace_of(batch.model_id)
+        self._pace[batch.model_id] = pace.after(row, predicted - began, ended - self._began)
+        self._began = ended
 
     def _exit(self, model_id: str, lane: wire.Lane, head: wire.Header, items: Sequence[Item]) -> None:
         """Completes; tries until Redis has answered, since the exit's gate makes a second call harmless."""
@@ -214,11 +249,11 @@ class Worker:
         for names, arguments in exit_calls(self._keys.model(model_id), raw, items):
             while True:
                 try:
-                    run(self._client, EXIT, names, arguments)
+                    self._line.run(EXIT, names, arguments)
                     break
                 except LOST as error:
                     log.warning("completing failed; trying again", model_id=model_id, error=str(error), wait_s=pause)
-                    if self._stop.wait(pause) and pause >= 1.0:
+                    if not self._ended.wait(pause) and self._stop.is_set() and pause >= 1.0:
                         raise
                     pause = min(pause * 2, 2.0)
         self._leases.drop(model_id, lane, [item.entry_id for item in items])
@@ -233,7 +268,7 @@ class Worker:
             keys = self._keys.model(model_id)
             for lane, stream in ((INTERACTIVE, keys.requests), (BULK, keys.bulk)):
                 arguments: list[Argument] = [GROUP, self.name, lease_ms, self._settings.max_crashes]
-                answer = run(self._client, RETRY, [stream, keys.crashes, keys.lone], arguments)
+                answer = self._line.run(RETRY, [stream, keys.crashes, keys.lone], arguments)
                 if answer and len(answer) > 1:
                     entry_id, fields, crashes, deliveries = answer
                     one = delivery((entry_id, fields), deliveries)
@@ -245,16 +280,10 @@ class Worker:
     # ------------------------------------------------------------------ beside it
 
     def _room(self, model_id: str) -> int:
-        """Rows that take the target time of a batch; unknown at first, then as measured."""
-        seconds = self._seconds_per_row.get(model_id)
-        if not seconds:
-            return self._settings.batch_rows
-        return max(1, math.floor(self._settings.batch_target_ms / 1000 / seconds))
+        return self._pace_of(model_id).room(self._settings.batch_rows)
 
-    def _measured(self, model_id: str, seconds: float, rows: int) -> None:
-        now = seconds / rows
-        before = self._seconds_per_row.get(model_id, now)
-        self._seconds_per_row[model_id] = before + SMOOTH * (now - before)
+    def _pace_of(self, model_id: str) -> Pace:
+        return self._pace.get(model_id) or Pace(self._settings.batch_target_ms / 1000)
 
     def _load_forever(self) -> None:
         while not self._stop.wait(CATALOG_S):
@@ -269,7 +298,7 @@ class Worker:
 
     def _beat_forever(self) -> None:
         beat_at = 0.0
-        while not self._stop.wait(min(self._settings.heartbeat_s, BEAT_S)):
+        while not self._ended.wait(min(self._settings.heartbeat_s, BEAT_S)):
             if self._leases.stuck_s > self._settings.batch_limit_s:
                 log.error(
                     "a batch is past its time limit; this worker ends itself", limit_s=self._settings.batch_limit_s
@@ -285,14 +314,17 @@ class Worker:
                 log.debug("a heartbeat failed", error=str(error))
 
     def _presence(self) -> Presence:
+        paces = self._pace.copy()  # the main thread adds to it meanwhile
         return Presence(
             role="worker",
             name=self.name,
             revision=self._shelf.revision,
             loaded=self._shelf.loaded,
             failed=self._shelf.failed,
-            rows_per_s={m: 1 / s for m, s in self._seconds_per_row.items() if s > 0},
+            rows_per_s={model_id: pace.rows_per_s(self._settings.batch_rows) for model_id, pace in paces.items()},
+            rough=tuple(model_id for model_id, pace in paces.items() if pace.rough(self._settings.batch_rows)),
             pid=os.getpid(),
+            models=self._settings.models,
         )
 
     def _beat(self) -> None:
@@ -314,10 +346,10 @@ class Worker:
     def _leave(self) -> None:
         """Takes the presence away and removes the consumers, which hold nothing any more."""
         try:
-            show(self._client, self._presence().leave(self._keys))
-            hand_over(self._client, self._keys, list(self._catalog.records), self.name)
+            show(self._beat_client, self._presence().leave(self._keys))
+            hand_over(self._beat_client, self._keys, list(self._catalog.records), self.name)
         except (RedisError, OSError) as error:
             log.warning("leaving the group failed", error=str(error))
-        for client in (self._client, self._beat_client, self._load_client):
-            client.close()
-        self._lanes.close()
+        self._line.close()
+        self._beat_client.close()
+        self._load_client.close()

@@ -44,6 +44,14 @@ class Wanted(NamedTuple):
     key: str
 
 
+class Stored(NamedTuple):
+    """What was found for a draft: a feature's index -> its raw value and where it came from."""
+
+    values: Mapping[int, tuple[bytes, wire.Origin]]
+    failed: str = ""
+    """Why the feature store could not be asked, where it could not."""
+
+
 class Admitted(NamedTuple):
     """Rows that fit the signature. `rows` holds `n` rows as Matrix or Columns."""
 
@@ -65,6 +73,12 @@ class Draft:
     """Missing and not stored anywhere: only a default can help."""
     entity_id: str
 
+    @property
+    def takes_no_fallback(self) -> bool:
+        """Whether the signature says to refuse while the feature store is late or gone."""
+        entity = self.admission.signature.entity
+        return entity is not None and entity.on_store_error == "refuse"
+
     def complete(self, stored: Mapping[int, tuple[bytes, wire.Origin]], *, store_failed: str = "") -> Admitted:
         """The row with what was stored, then defaults, filled in.
 
@@ -72,25 +86,27 @@ class Draft:
         could not be asked, where it could not. Raises Refused with all violations.
         """
         admission = self.admission
-        entity = admission.signature.entity
+        refuses = bool(store_failed) and self.takes_no_fallback
         hydrated: list[tuple[int, wire.Origin]] = []
         wrong: list[Violation] = []
         for want in self.wanted:
             feature = admission.features[want.place]
-            if want.place in stored:
+            if want.place in stored and not refuses:
                 raw, origin = stored[want.place]
                 try:
                     self.values[want.place] = feature.accept(_from_store(feature, raw))
                     hydrated.append((want.place, origin))
                 except ValueError as error:
-                    wrong.append(Violation(feature.name, f"the stored value at {want.key} is unusable: {error}"))
-            elif feature.has_default and not (store_failed and entity and entity.on_store_error == "refuse"):
+                    place = f"of {self.entity_id} in the snapshot" if origin == wire.FILE else f"at {want.key}"
+                    wrong.append(Violation(feature.name, f"the stored value {place} is unusable: {error}"))
+            elif feature.has_default and not refuses:
                 self.values[want.place] = feature.accept(feature.default)
                 hydrated.append((want.place, wire.DEFAULT))
             elif store_failed:
+                why = "and the model takes no other value" if refuses else "which has no default"
                 raise Refused(
                     Reason.FEATURES_UNAVAILABLE,
-                    f"the feature store could not be asked for {feature.name!r} ({store_failed}), nothing to fall back on",
+                    f"the feature store could not be asked for {feature.name!r}, {why}: {store_failed}",
                     retry_after_s=0.1,
                 )
             else:
@@ -219,26 +235,26 @@ class Admission:
             wrong.append(Violation("rows", "expected a matrix or columns, got neither"))
         elif form == "matrix" and not self.matrix:
             wrong.append(Violation("rows", "this model has string features: send columns, one per feature"))
-        if wrong:
-            raise invalid(wrong)
-        if form == "matrix":
-            return self._by_matrix(packed.matrix)
-        return self._by_columns(packed.columns)
+        elif form == "matrix":
+            return self._by_matrix(packed.matrix, wrong)
+        else:
+            return self._by_columns(packed.columns, wrong)
+        raise invalid(wrong)
 
-    def _bound(self, n: int) -> None:
+    def _bound(self, n: int, wrong: list[Violation]) -> None:
         if n == 0:
-            raise invalid([Violation("rows", "expected at least one row, got none")])
+            raise invalid([*wrong, Violation("rows", "expected at least one row, got none")])
         if n > self.max_rows:
-            raise invalid([Violation("rows", f"expected at most {self.max_rows} rows in one request, got {n}")])
+            text = f"expected at most {self.max_rows} rows in one request, got {n}"
+            raise invalid([*wrong, Violation("rows", text)])
 
-    def _by_matrix(self, matrix: v1.Matrix) -> Admitted:
-        self._bound(matrix.rows)
+    def _by_matrix(self, matrix: v1.Matrix, wrong: list[Violation]) -> Admitted:
+        self._bound(matrix.rows, wrong)
         size = matrix.rows * self.width * 8
         if len(matrix.float64) != size:
             text = f"expected {matrix.rows} rows of {self.width} float64, {size} bytes, got {len(matrix.float64)}"
-            raise invalid([Violation("rows.matrix.float64", text)])
+            raise invalid([*wrong, Violation("rows.matrix.float64", text)])
         table = np.frombuffer(matrix.float64, dtype="<f8").reshape(matrix.rows, self.width)
-        wrong: list[Violation] = []
         for feature in self.features:
             self._check_column(feature, table[:, feature.index], wrong)
         if wrong:
@@ -246,21 +262,20 @@ class Admission:
         return Admitted(matrix, matrix.rows, packed=True)
 
     def _check_column(self, feature: Feature, column: npt.NDArray[np.float64], wrong: list[Violation]) -> None:
-        """Finds the first row that breaks each rule, without a loop over rows."""
-        null = np.isnan(column) if feature.nullable and feature.type == "float" else np.zeros(len(column), dtype=bool)
-        bad = ~np.isfinite(column) & ~null
-        if not bad.any():
-            if feature.type == "int":
-                bad = (column != np.trunc(column)) | (np.abs(column) > MAX_INT)
-            elif feature.type == "bool":
-                bad = (column != 0) & (column != 1)
-            if not bad.any():
-                if feature.min is not None:
-                    bad |= column < feature.min
-                if feature.max is not None:
-                    bad |= column > feature.max
-                if feature.categories is not None:
-                    bad |= ~np.isin(column, np.asarray(feature.categories, dtype=np.float64)) & ~null
+        """Finds the first row that breaks a rule and counts the rest, without a loop over rows."""
+        bad = ~np.isfinite(column)
+        if feature.type == "int":
+            bad |= (column != np.trunc(column)) | (np.abs(column) > MAX_INT)
+        elif feature.type == "bool":
+            bad |= (column != 0) & (column != 1)
+        if feature.min is not None:
+            bad |= column < feature.min
+        if feature.max is not None:
+            bad |= column > feature.max
+        if feature.categories is not None:
+            bad |= ~np.isin(column, np.asarray(feature.categories, dtype=np.float64))
+        if feature.nullable:
+            bad &= ~np.isnan(column)
         if bad.any():
             row = int(np.argmax(bad))
             rows = int(np.count_nonzero(bad))
@@ -270,40 +285,40 @@ class Admission:
                 Violation(f"rows[{row}].{feature.name}", reason + (f" ({rows} rows in all)" if rows > 1 else ""))
             )
 
-    def _by_columns(self, columns: v1.Columns) -> Admitted:
-        self._bound(columns.rows)
+    def _by_columns(self, columns: v1.Columns, wrong: list[Violation]) -> Admitted:
+        self._bound(columns.rows, wrong)
         if len(columns.columns) != self.width:
             text = f"expected {self.width} columns ({self._names}), got {len(columns.columns)}"
-            raise invalid([Violation("rows.columns", text)])
-        wrong: list[Violation] = []
+            raise invalid([*wrong, Violation("rows.columns", text)])
+        narrow = False
         table: list[list[Native]] = []
         for feature, column in zip(self.features, columns.columns, strict=True):
             kind = column.WhichOneof("kind")
             items: list[Native] = list(getattr(column, kind).values) if kind else [None] * columns.rows
             if len(items) != columns.rows:
                 wrong.append(Violation(feature.name, f"expected {columns.rows} values, got {len(items)}"))
+                narrow = True
                 continue
             for row in column.nulls:
                 if row < len(items):
                     items[row] = None
             table.append(items)
-        if wrong:
+        if narrow:
             raise invalid(wrong)
-        return self._checked([list(row) for row in zip(*table, strict=True)])
+        return self._checked([list(row) for row in zip(*table, strict=True)], wrong)
 
     def _by_rows(self, rows: Sequence[Sequence[Native]], wrong: list[Violation]) -> Admitted:
-        self._bound(len(rows))
-        wrong += [
+        self._bound(len(rows), wrong)
+        narrow = [
             Violation(f"rows[{number}]", f"expected {self.width} values ({self._names}), got {len(row)}")
             for number, row in enumerate(rows)
             if len(row) != self.width
         ][:100]
-        if wrong:
-            raise invalid(wrong)
-        return self._checked(rows)
+        if narrow:
+            raise invalid(wrong + narrow)
+        return self._checked(rows, wrong)
 
-    def _checked(self, rows: Sequence[Sequence[Native]]) -> Admitted:
-        wrong: list[Violation] = []
+    def _checked(self, rows: Sequence[Sequence[Native]], wrong: list[Violation]) -> Admitted:
         table: list[list[Native]] = []
         for number, row in enumerate(rows):
             out: list[Native] = []

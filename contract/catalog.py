@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from contract.errors import Reason, Refused
+from contract.errors import Reason, Refused, Violation, invalid
 from contract.record import ModelRecord
 from contract.trust import UntrustedRecord, unseal
 
@@ -14,8 +14,9 @@ from contract.trust import UntrustedRecord, unseal
 class Catalog:
     """Model records by id. `update` replaces them whole; readers take what stands, without a lock."""
 
-    def __init__(self, key: Ed25519PublicKey) -> None:
+    def __init__(self, key: Ed25519PublicKey, *, max_rows: int = 100_000) -> None:
         self._key = key
+        self._max_rows = max_rows
         self._sealed: dict[str, bytes] = {}
         self.revision = -1
         """ms:catalog:rev that was last applied; -1 before the first look."""
@@ -40,6 +41,9 @@ class Catalog:
                 untrusted[model_id] = str(error)
                 if known is not None:
                     records[model_id], kept[model_id] = known, self._sealed[model_id]
+        for record in records.values():
+            for version in record.versions.values():
+                version.admission.max_rows = self._max_rows
         self._sealed = kept
         self.untrusted = untrusted
         self.records = dict(sorted(records.items()))
@@ -50,7 +54,7 @@ class Catalog:
         record = self.records.get(model_id)
         if record is None:
             there = ", ".join(list(self.records)[:20]) or "none"
-            asked = f"there is no model {model_id[:80]!r}" if model_id else "no model_id was sent"
-            reason = Reason.MODEL_UNKNOWN if model_id else Reason.INPUT_INVALID
-            raise Refused(reason, f"{asked}; there are: {there}")
+            if not model_id:
+                raise invalid([Violation("model_id", f"not sent; there are: {there}")])
+            raise Refused(Reason.MODEL_UNKNOWN, f"there is no model {model_id[:80]!r}; there are: {there}")
         return record

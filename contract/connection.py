@@ -31,15 +31,17 @@ def connect(url: str, *, timeout_s: float = 5.0) -> redis.Redis:
 
 
 def connect_async(url: str, *, timeout_s: float | None = 5.0, connections: int = 32) -> redis.asyncio.Redis:
-    """A client for an event loop."""
-    return redis.asyncio.Redis.from_url(
+    """A client for an event loop; more commands at once than `connections` wait for one."""
+    pool: redis.asyncio.BlockingConnectionPool = redis.asyncio.BlockingConnectionPool.from_url(
         url,
         socket_timeout=timeout_s,
         socket_connect_timeout=5.0,
         retry=AsyncRetry(NoBackoff(), 0),
         health_check_interval=0,
         max_connections=connections,
+        timeout=timeout_s,
     )
+    return redis.asyncio.Redis.from_pool(pool)
 
 
 def run(client: redis.Redis, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:

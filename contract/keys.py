@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 GROUP = "workers"
 """The consumer group on both lanes of every model."""
@@ -28,11 +29,11 @@ class ModelKeys:
     dead: str
     """Stream: what could not be served."""
     crashes: str
-    """Hash: entry id -> how often a lone attempt ended in a dead process."""
+    """Hash: entry id, `bulk ` before it for that lane -> how often a lone attempt ended in a dead process."""
     count: str
     """Hash: accepted, completed, duplicates."""
     lone: str
-    """String: the worker that retries an entry alone; one in the pool at a time."""
+    """String: the entry that is tried alone, named as in `crashes`; one in the pool at a time."""
     rows_requests: str
     """Counter: rows waiting in the interactive lane."""
     rows_bulk: str
@@ -43,6 +44,7 @@ class ModelKeys:
     """What a gateway's name is appended to for its channel."""
 
     @classmethod
+    @lru_cache(maxsize=4096)
     def under(cls, base: str) -> ModelKeys:
         return cls(
             base=base,

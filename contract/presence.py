@@ -40,8 +40,12 @@ class Presence:
     failed: Mapping[str, str] = field(default_factory=dict)
     """Hex version digest -> why it does not load."""
     rows_per_s: Mapping[str, float] = field(default_factory=dict)
-    """model_id -> measured rate of predict calls."""
+    """model_id -> what the worker serves when it works on that model alone."""
+    rough: tuple[str, ...] = ()
+    """Models whose rate was measured at small batches only: it may be far higher."""
     pid: int = 0
+    models: tuple[str, ...] = ()
+    """The models a worker was told to serve; empty: all."""
 
     def beat(self, keys: Keys) -> list[tuple[str | bytes | int | float, ...]]:
         """The Redis commands that renew it."""
@@ -52,7 +56,9 @@ class Presence:
                 "loaded": sorted(self.loaded),
                 "failed": dict(self.failed),
                 "rows_per_s": dict(self.rows_per_s),
+                "rough": list(self.rough),
                 "pid": self.pid,
+                "models": list(self.models),
             }
         )
         now = time.time()
@@ -78,5 +84,7 @@ class Presence:
             loaded=frozenset(body["loaded"]),
             failed=body["failed"],
             rows_per_s=body["rows_per_s"],
+            rough=tuple(body["rough"]),
             pid=body["pid"],
+            models=tuple(body["models"]),
         )

@@ -11,7 +11,8 @@ import base64
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any, NamedTuple
 
 import orjson
@@ -29,6 +30,9 @@ STREAM_ID = re.compile(r"[0-9]+-[0-9]+")
 ENTITY_ID_BYTES = 256
 _FIELDS = {"model_id", "version", "inputs", "features", "rows", "entity_id", "request_id", "discard_reply"}
 _EXACT = 2**53
+MOST_VALUES = 10_000
+"""No signature has more features, so a longer row is refused before anybody looks at each of its values."""
+_MOST = int(sys.float_info.max)
 
 
 def native(value: v1.Value) -> Native:
@@ -80,6 +84,8 @@ class Request(NamedTuple):
         except DecodeError:
             raise Refused(Reason.MALFORMED, "the bytes are no millstream.v1.PredictRequest") from None
         inputs = message.inputs
+        _bound("inputs", inputs, MOST_VALUES, "values")
+        _bound("features", message.features, MOST_VALUES, "features")
         return cls(
             message.model_id,
             message.version,
@@ -108,14 +114,17 @@ class Request(NamedTuple):
         return message
 
     @classmethod
-    def from_json(cls, raw: bytes, model_id: str) -> Request:
+    def from_json(cls, raw: bytes, model_id: str, max_rows: int | None = None) -> Request:
         """From the `json` field of a bulk entry of the model's own stream. Raises Refused with all violations."""
         try:
             body: Any = parse_json(raw)
         except StrictJsonError as error:
             raise Refused(Reason.MALFORMED, f"the entry is no JSON: {error}") from None
         if not isinstance(body, dict):
-            raise Refused(Reason.MALFORMED, f"the entry is a JSON {_kind(body)}, an object is expected")
+            raise Refused(Reason.MALFORMED, f"the entry is {_kind(body)}, an object is expected")
+        _bound("inputs", body.get("inputs"), MOST_VALUES, "values")
+        _bound("features", body.get("features"), MOST_VALUES, "features")
+        _bound("rows", body.get("rows"), max_rows, "rows in one request")
         known = ", ".join(sorted(_FIELDS))
         wrong = [Violation(name[:200], f"unknown field; known are {known}") for name in body if name not in _FIELDS]
         texts = {}
@@ -169,7 +178,7 @@ class Request(NamedTuple):
             self.version,
             self.entity_id,
             None if self.inputs is None else [_plain(item) for item in self.inputs],
-            None if self.features is None else {name: _plain(item) for name, item in self.features.items()},
+            {name: _plain(item) for name, item in self.features.items()} if self.features else None,
             None if self.rows is None else [[_plain(item) for item in row] for row in self.rows],
         ]
         digest = hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS, default=str))
@@ -189,6 +198,12 @@ class Request(NamedTuple):
         return wrong
 
 
+def _bound(name: str, sent: object, most: int | None, what: str) -> None:
+    """Refuses what is longer than anything that could be served. Raises Refused."""
+    if most is not None and isinstance(sent, Sized) and not isinstance(sent, str) and len(sent) > most:
+        raise invalid([Violation(name, f"expected at most {most} {what}, got {len(sent)}")])
+
+
 def _is_row(row: object) -> bool:
     return isinstance(row, list) and all(item is None or isinstance(item, float | int | str) for item in row)
 
@@ -205,7 +220,8 @@ def _plain(item: Native) -> object:
         # orjson writes NaN and infinities as null, which is another request.
         return item if item - item == 0 else str(item)
     if isinstance(item, int) and not isinstance(item, bool) and abs(item) > _EXACT:
-        return str(item)
+        # Whoever writes a float without its point means the same; an integer that no float holds is itself alone.
+        return float(item) if abs(item) <= _MOST and int(float(item)) == item else str(item)
     return item
 
 
@@ -216,8 +232,9 @@ class RequestIds:
         self._pool: list[str] = []
 
     def next(self) -> str:
-        if not self._pool:
+        while not self._pool:
             # One system call for many ids.
             raw = base64.urlsafe_b64encode(os.urandom(12 * 256)).decode()
-            self._pool = [raw[start : start + 16] for start in range(0, len(raw), 16)]
+            # On a command line a leading "-" would make an option of it.
+            self._pool = [raw[start : start + 16] for start in range(0, len(raw), 16) if raw[start] != "-"]
         return self._pool.pop()

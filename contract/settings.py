@@ -10,10 +10,17 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -27,7 +34,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="MILLSTREAM_", frozen=True, extra="forbid", validate_default=True)
 
     state_dir: Path = Field(Path("millstream-state"), description="Where the databases, keys and logs stand.")
-    redis_url: str = Field("", description="Redis or Valkey; empty: the embedded server of the state directory.")
+    redis_url: str = Field(
+        "", repr=False, description="Redis or Valkey; empty: the embedded server of the state directory."
+    )
     prefix: str = Field("ms", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="First part of every key.")
     log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
@@ -50,7 +59,9 @@ class Settings(BaseSettings):
     heartbeat_s: Positive = Field(0.5, description="How often a worker renews its leases, in seconds.")
     batch_limit_s: Positive = Field(30.0, description="Longest time for one batch; then the worker is replaced.")
     max_crashes: Count = Field(2, description="Lone attempts that ended in a dead process before an entry is poison.")
-    models: tuple[str, ...] = Field((), description="The models a worker serves; empty: all.")
+    models: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="The models a worker serves, with commas between them; empty: all."
+    )
 
     reply_ttl_s: Count = Field(60, description="How long a reply is kept where the gateway made the id, in seconds.")
     reply_ttl_own_id_s: Count = Field(600, description="The same for a caller's own id.")
@@ -65,15 +76,28 @@ class Settings(BaseSettings):
     poll_s: Positive = Field(300.0, description="How often the registry looks into the blob store, in seconds.")
     load_limit_s: Positive = Field(60.0, description="Longest time the workers have to load a new version, in seconds.")
     chunk_bytes: Count = Field(8 * 2**20, le=256 * 2**20, description="Size of an artifact's chunks in Redis.")
-    registry_listen: str = Field("", description="Where the registry listens; empty: a socket of the state directory.")
+    registry_listen: str = Field(
+        "",
+        description="Where the registry listens; empty: 127.0.0.1:50052. `up` takes a socket in the state directory.",
+    )
     registry_public_key: Path | None = Field(
         None, description="Public key of the registry; default: in the state directory."
     )
 
-    sink_listen: str = Field("", description="Where the event log listens; empty: a socket of the state directory.")
+    sink_listen: str = Field(
+        "",
+        description="Where the event log listens; empty: 127.0.0.1:50053. `up` takes a socket in the state directory.",
+    )
+    max_event_backlog: Count = Field(
+        1_000_000,
+        description="Entries in the models' event streams that the sink may be behind, of up to 512 events each.",
+    )
+    event_backlog_policy: Literal["refuse", "warn"] = Field(
+        "refuse", description="What a gateway does above it: refuse new requests, or say so in its log each minute."
+    )
     sink_batch_events: Count = Field(20_000, description="Most events in one transaction.")
 
-    features_url: str = Field("", description="Redis of the feature store; empty: the main one.")
+    features_url: str = Field("", repr=False, description="Redis of the feature store; empty: the main one.")
     features_timeout_ms: Positive = Field(20.0, description="Longest wait for the feature store, in milliseconds.")
     features_file: Path | None = Field(None, description="Parquet or DuckDB snapshot to fall back on.")
 
@@ -81,6 +105,11 @@ class Settings(BaseSettings):
     embedded_maxmemory: str = Field(
         "", description="Embedded server's maxmemory, such as 2gb; empty: a quarter of RAM."
     )
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
     @classmethod
     def settings_customise_sources(
@@ -113,25 +142,37 @@ class Settings(BaseSettings):
         try:
             return cls(**{name: value for name, value in flags.items() if value is not None})
         except ValidationError as error:
-            lines = [
-                f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors(include_input=False)
-            ]
-            raise SettingsError("; ".join(lines)) from None
+            raise SettingsError("; ".join(_plainly(each) for each in error.errors(include_url=False))) from None
         except ValueError as error:
             raise SettingsError(f"{config or 'settings'}: {error}") from None
 
     def environment(self) -> dict[str, str]:
-        """The same settings as MILLSTREAM_* variables, for a child process."""
+        """The same settings as MILLSTREAM_* variables, for a child process.
+
+        Defaults too: a flag that says the default must win in the child over the variable or file it won over here.
+        """
         out = {}
         for name in type(self).model_fields:
             value = getattr(self, name)
-            if value is None or value == type(self).model_fields[name].default:
+            if value is None:
                 continue
             if isinstance(value, SecretStr):
                 text = value.get_secret_value()
             elif isinstance(value, tuple):
-                text = "[" + ",".join(f'"{item}"' for item in value) + "]"
+                text = ",".join(value)
             else:
                 text = str(value)
             out[f"MILLSTREAM_{name.upper()}"] = text
         return out
+
+
+def _plainly(error: ErrorDetails) -> str:
+    """One setting that can't be used, and what came, unless it may be a secret."""
+    name = str(error["loc"][0]) if error["loc"] else "settings"
+    field = Settings.model_fields.get(name)
+    if field is None:
+        return f"unknown setting {name}; `millstream settings` lists them all"
+    text = error["msg"].replace("Input should", "should")
+    if field.annotation is SecretStr or not field.repr:  # a URL may hold a password
+        return f"{name}: {text}"
+    return f"{name}: {text}, got {str(error['input'])[:80]!r}"

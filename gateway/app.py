@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import anyio
-import grpc
 import redis.asyncio
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -21,9 +22,12 @@ from redis.exceptions import RedisError
 from contract.catalog import Catalog
 from contract.connection import connect_async, living_async, show_async
 from contract.keys import Keys
+from contract.line import AsyncLine
+from contract.overload import pools
 from contract.presence import BEAT_S, Presence, process_name
 from contract.settings import Settings
 from contract.trust import public_key
+from gateway import engines
 from gateway.health import serving
 from gateway.predictor import SERVICE, Predictor
 from gateway.preflight import Finding, preflight
@@ -31,10 +35,13 @@ from gateway.waiters import Waiters
 from gateway.withdrawals import Withdrawals
 from ingest.entrance import Entrance
 from ingest.features import FeatureStore
+from ingest.snapshot import AsyncSnapshot, Snapshot
 from protos import millstream_v1_pb2 as v1
 
 CATALOG_S = 0.1
 MEMORY_S = 0.5
+BEHIND_S = 60.0
+"""How often it is said that the event log is far behind."""
 CONNECT_S = 30.0
 
 log = structlog.get_logger()
@@ -61,27 +68,36 @@ class Gateway:
         self._key_file = key_file
         self._served: set[str] = set()
         self._all_served = False
+        self._behind_told_at = -math.inf
 
     async def run(
         self, stop: anyio.Event, *, on_ready: Callable[[str], None], on_finding: Callable[[Finding], None]
     ) -> None:
         """Serves; `on_ready` gets the address. Raises PreflightFailed, KeyUnusable."""
         settings = self.settings
+        try:
+            engine = engines.chosen(settings.engine)
+        except engines.EngineMissing as error:
+            raise PreflightFailed(str(error)) from None
         async with contextlib.AsyncExitStack() as stack:
             client = connect_async(self._url)
             stack.push_async_callback(client.aclose)
-            listener = connect_async(self._url, timeout_s=None)
-            stack.push_async_callback(listener.aclose)
+            line = AsyncLine(self._url)
             store_url = settings.features_url or self._url
             store = connect_async(store_url, timeout_s=max(1.0, settings.features_timeout_ms / 1000))
             stack.push_async_callback(store.aclose)
+            snapshot = None
+            if settings.features_file is not None:
+                snapshot = AsyncSnapshot(Snapshot(settings.features_file))
+                stack.callback(snapshot.close)
+                await snapshot.open()
 
             await self._reach(client)
-            self.catalog = Catalog(public_key(self._key_file))
-            self.waiters = Waiters(client, listener, self.keys, self.name)
-            self.entrance = Entrance(client, self.keys, settings)
+            self.catalog = Catalog(public_key(self._key_file), max_rows=settings.max_rows)
+            self.waiters = Waiters(client, self._url, self.keys, self.name)
+            self.entrance = Entrance(line, self.keys, settings)
             withdrawals = Withdrawals(client, self.keys, self.name)
-            predictor = Predictor(
+            predictor = self.predictor = Predictor(
                 settings=settings,
                 name=self.name,
                 client=client,
@@ -89,7 +105,7 @@ class Gateway:
                 entrance=self.entrance,
                 waiters=self.waiters,
                 withdrawals=withdrawals,
-                features=FeatureStore(store, settings.features_timeout_ms / 1000),
+                features=FeatureStore(store, settings.features_timeout_ms / 1000, snapshot),
             )
             await self._refresh(client)
             async for finding in preflight(settings, client, self.catalog, self._registry, redacted(self._url)):
@@ -97,14 +113,8 @@ class Gateway:
                 if finding.verdict == "fail":
                     raise PreflightFailed(f"{finding.subject}: {finding.detail}")
 
-            server = grpc.aio.server(
-                options=[
-                    ("grpc.max_receive_message_length", settings.max_message_bytes),
-                    ("grpc.max_send_message_length", -1),
-                    ("grpc.so_reuseport", 0),
-                ]
-            )
-            server.add_generic_rpc_handlers((predictor.handlers(),))
+            server = engines.server(engine, settings.max_message_bytes)
+            predictor.register(server)
             self._health: Any = health.aio.HealthServicer()
             health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -122,11 +132,12 @@ class Gateway:
                 tasks.start_soon(self._forever, "presence", BEAT_S, self._beat, client)
                 tasks.start_soon(self._forever, "health", 0.25, self._look_at_workers, client)
                 tasks.start_soon(self._forever, "memory", MEMORY_S, self._look_at_memory, client)
-                tasks.start_soon(self.waiters.listen)
+                tasks.start_soon(line.keep)
+                tasks.start_soon(self.waiters.line.keep)
                 tasks.start_soon(self.waiters.sweep_forever)
                 await server.start()
                 address = f"{settings.listen.rpartition(':')[0]}:{port}"
-                log.info("gateway listens", address=address, engine="grpcio")
+                log.info("gateway listens", address=address, engine=engine)
                 on_ready(address)
                 await stop.wait()
                 log.info("gateway drains", waiting=len(self.waiters))
@@ -167,6 +178,11 @@ class Gateway:
                 if not failing:
                     log.warning(f"{what} can't be refreshed; trying on", error=str(error))
                 failing = True
+            except Exception:
+                # Whatever somebody put into Redis must not end the gateway.
+                if not failing:
+                    log.exception(f"{what} can't be understood; trying on")
+                failing = True
             await asyncio.sleep(every_s)
 
     async def _refresh(self, client: redis.asyncio.Redis) -> None:
@@ -179,7 +195,7 @@ class Gateway:
         for model_id, why in self.catalog.untrusted.items():
             if model_id not in before:
                 log.error("a record is not used", model_id=model_id, why=why)
-        await self.waiters.offer(self.catalog.records)
+        self.waiters.offer(self.catalog.records)
 
     def _presence(self) -> Presence:
         return Presence(role="gateway", name=self.name, revision=self.catalog.revision, pid=os.getpid())
@@ -188,15 +204,28 @@ class Gateway:
         await show_async(client, self._presence().beat(self.keys))
 
     async def _look_at_workers(self, client: redis.asyncio.Redis) -> None:
-        workers = await living_async(client, self.keys, "worker")
+        try:
+            workers = await living_async(client, self.keys, "worker")
+        except (RedisError, OSError):
+            # Without Redis nobody is answered.
+            for service in ("", SERVICE, *(f"{SERVICE}/{model_id}" for model_id in self.catalog.records)):
+                await self._set_health(service, serves=False)
+            raise
+        models = list(self.catalog.records)
+        names = [self.keys.model(model_id).rows_requests for model_id in models]
+        counts: Any = await client.mget(names) if names else []
+        rows = {model_id: int(count or 0) for model_id, count in zip(models, counts, strict=True)}
+        self.predictor.pools = pools(workers, rows)
         states = serving(self.catalog.records, workers, self._served)
         for model_id, serves in states.items():
             if serves:
                 self._served.add(model_id)
             await self._set_health(f"{SERVICE}/{model_id}", serves=serves)
         if not self._all_served:
-            # At first everything found must serve; later what is still loading does not count.
-            self._all_served = bool(states) and all(states.values())
+            # At first everything found must serve, unless all its versions were refused; later what is still loading
+            # does not count.
+            found = [serves for model_id, serves in states.items() if self.catalog.records[model_id].versions]
+            self._all_served = bool(found) and all(found)
             whole = self._all_served
         else:
             live = [model_id for model_id, record in self.catalog.records.items() if record.live is not None]
@@ -215,6 +244,29 @@ class Gateway:
         if full != self.entrance.store_full:
             log.warning("Redis is nearly full; new requests are refused" if full else "Redis has room again")
         self.entrance.store_full = full
+        await self._look_at_events(client)
+
+    async def _look_at_events(self, client: redis.asyncio.Redis) -> None:
+        """What the sink has not committed stays in the streams, which must not grow for ever."""
+        pipe = client.pipeline(transaction=False)
+        for model_id in self.catalog.records:
+            pipe.xlen(self.keys.model(model_id).events)
+        lengths = await pipe.execute(raise_on_error=False)
+        backlog = sum(length for length in lengths if isinstance(length, int))
+        most = self.settings.max_event_backlog
+        behind, now = backlog > most, time.monotonic()
+        if behind and now >= self._behind_told_at + BEHIND_S:
+            self._behind_told_at = now
+            log.error(
+                "the event log is far behind: is the sink running?",
+                entries=backlog,
+                max_event_backlog=most,
+                new_requests="refused" if self.settings.event_backlog_policy == "refuse" else "served",
+            )
+        elif not behind and self._behind_told_at > -math.inf:
+            self._behind_told_at = -math.inf
+            log.info("the event log has caught up", entries=backlog)
+        self.entrance.log_behind = behind and self.settings.event_backlog_policy == "refuse"
 
 
 DESCRIPTOR = v1.DESCRIPTOR

@@ -7,7 +7,7 @@ answer, and a reply is passed on as the worker wrote it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, TypeVar
 
 import grpc
@@ -18,8 +18,9 @@ from redis.exceptions import RedisError
 from contract.admission import Admitted, Draft
 from contract.catalog import Catalog
 from contract.completion import BULK, INTERACTIVE, pending_state
-from contract.errors import Reason, Refused, StoreFailed, Violation, invalid
+from contract.errors import Reason, Refused, Violation, invalid
 from contract.keys import Keys
+from contract.overload import UNKNOWN, Pool
 from contract.record import ModelRecord, Version, route
 from contract.request import Request, RequestIds
 from contract.settings import Settings
@@ -35,6 +36,10 @@ from protos import millstream_wire_v1_pb2 as wire
 SERVICE = "millstream.v1.Predictor"
 MOST_ON_ONE_STREAM = 1024
 LONGEST_WAIT_S = 300.0
+LONGEST_DEADLINE_S = 86_400.0
+"""A deadline further away is none: that is how some servers say it."""
+ANSWER_S = 0.2
+"""What is left of a call's deadline for an answer on its way."""
 
 Parsed = TypeVar("Parsed", v1.GetResultRequest, v1.GetModelRequest)
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -66,10 +71,12 @@ class Predictor:
         self._features = features
         self._ids = RequestIds()
         self.draining = False
+        self.pools: Mapping[str, Pool] = {}
+        """How fast each model is, set by who looks at the workers; what is let in follows from it."""
         waiters.on_gone = withdrawals.withdraw
 
-    def handlers(self) -> grpc.GenericRpcHandler:
-        """The service for a server; without serializers, so that bytes stay bytes."""
+    def register(self, server: grpc.aio.Server) -> None:
+        """Adds the service to a server; without serializers, so that bytes stay bytes."""
         unary, stream = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
         methods: dict[str, Any] = {
             "Predict": unary(self.predict),
@@ -79,7 +86,10 @@ class Predictor:
             "ListModels": unary(self.list_models),
             "GetModel": unary(self.get_model),
         }
-        return grpc.method_handlers_generic_handler(SERVICE, methods)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+        # Method by method too: the native engine passes what it knows by service alone on to a grpcio server.
+        registered: Any = server
+        registered.add_registered_method_handlers(SERVICE, methods)
 
     async def predict(self, raw: bytes, context: Context) -> bytes:
         """One request, one answer."""
@@ -103,24 +113,24 @@ class Predictor:
         async def answer(raw: bytes) -> None:
             answers.put_nowait(await self._answer(raw, context.time_remaining()))
 
-        def ended(task: asyncio.Task[None]) -> None:
-            tasks.discard(task)
-            room.release()
-
         async def read() -> None:
-            async for raw in raws:
-                await room.acquire()
-                task = asyncio.create_task(answer(raw))
-                tasks.add(task)
-                task.add_done_callback(ended)
-            while tasks:
-                await asyncio.wait(tasks)
-            answers.put_nowait(None)
+            try:
+                async for raw in raws:
+                    await room.acquire()
+                    task = asyncio.create_task(answer(raw))
+                    tasks.add(task)
+                    task.add_done_callback(tasks.discard)
+                while tasks:
+                    await asyncio.wait(tasks)
+            finally:
+                answers.put_nowait(None)
 
         reader = asyncio.create_task(read())
         try:
             while (response := await answers.get()) is not None:
                 yield response
+                # Only now: who sends and never reads would have all answers kept here.
+                room.release()
             await reader
         finally:
             reader.cancel()
@@ -168,9 +178,10 @@ class Predictor:
                 missing = [name for name in ("model_id", "request_id") if not getattr(request, name)]
                 raise invalid([Violation(name, "expected, got nothing") for name in missing])
             response = await self._stored(model_id, request_id)
-            wait_s = min(
-                request.wait.ToMilliseconds() / 1000, context.time_remaining() or LONGEST_WAIT_S, LONGEST_WAIT_S
-            )
+            remaining = context.time_remaining()
+            # That it is still pending has to reach the caller before the call's deadline does.
+            longest = LONGEST_WAIT_S if remaining is None else remaining - ANSWER_S
+            wait_s = min(request.wait.ToMilliseconds() / 1000, longest, LONGEST_WAIT_S)
             if response is None and wait_s > 0:
                 waiter = self._waiters.add(model_id, request_id, asyncio.get_running_loop().time() + wait_s, None)
                 try:
@@ -237,21 +248,28 @@ class Predictor:
         admitted = version.admission.draft(request)
         if isinstance(admitted, Draft):
             admitted = await self._hydrate(admitted)
-        if deadline_s is None:
+        if deadline_s is None or deadline_s > LONGEST_DEADLINE_S:
             deadline_s = self._settings.default_deadline_s
         entry = self._entry(request, request_id, version, admitted, user_request_us, deadline_s)
         waiter = self._waiters.add(request.model_id, request_id, asyncio.get_running_loop().time() + deadline_s, entry)
+        payload = entry.SerializeToString()
         state = pending_state(entry.body_sha256, INTERACTIVE) if request.request_id else b""
-        try:
+
+        def append() -> None:
             self._entrance.append(
                 request.model_id,
                 INTERACTIVE,
-                entry.SerializeToString(),
+                payload,
                 admitted.n,
                 state,
                 request_id,
                 lambda answer: self._waiters.appended(waiter, answer),
+                self.pools.get(request.model_id, UNKNOWN).bound(deadline_s, self._settings),
             )
+
+        waiter.again = append
+        try:
+            append()
             return await waiter.future
         except asyncio.CancelledError:
             self._leave(waiter)
@@ -269,16 +287,8 @@ class Predictor:
     async def _hydrate(self, draft: Draft) -> Admitted:
         if not draft.wanted:
             return draft.complete({})
-        try:
-            values = await self._features.fetch([want.key for want in draft.wanted])
-        except StoreFailed as error:
-            return draft.complete({}, store_failed=str(error))
-        stored = {
-            want.place: (value, wire.REDIS)
-            for want, value in zip(draft.wanted, values, strict=True)
-            if value is not None
-        }
-        return draft.complete(stored)
+        found = await self._features.stored(draft)
+        return draft.complete(found.values, store_failed=found.failed)
 
     def _entry(
         self,

@@ -16,11 +16,12 @@ from typing import Any
 
 import redis.asyncio
 import structlog
+from google.protobuf.message import DecodeError
 from redis.exceptions import RedisError
 
-from contract.connection import LOST
 from contract.errors import Reason, Refused
 from contract.keys import Keys
+from contract.line import AsyncLine
 from ingest.entrance import Answer, Appended, Seen
 from protos import millstream_v1_pb2 as v1
 from protos import millstream_wire_v1_pb2 as wire
@@ -39,7 +40,7 @@ log = structlog.get_logger()
 class Waiter:
     """One caller waiting for one reply; `future` ends with the serialized PredictResponse or Refused."""
 
-    __slots__ = ("entry", "entry_id", "future", "gone", "model_id", "net_at", "over_at", "request_id", "woken")
+    __slots__ = ("again", "entry", "entry_id", "future", "gone", "model_id", "net_at", "over_at", "request_id", "woken")
 
     def __init__(self, model_id: str, request_id: str, over_at: float, entry: wire.Entry | None) -> None:
         self.model_id = model_id
@@ -54,6 +55,8 @@ class Waiter:
         self.woken = entry is not None
         """Whether the exit will wake it; if not, the quick sweep does."""
         self.gone = False
+        self.again: Callable[[], None] | None = None
+        """Appends its request once more, where the one it waited for was taken back by its own caller."""
 
     def resolve(self, response: bytes, *, failed: bool) -> None:
         """Ends the wait with a reply."""
@@ -72,15 +75,16 @@ class Waiter:
 class Waiters:
     """All waiters of one gateway, and the connection that wakes them."""
 
-    def __init__(self, client: redis.asyncio.Redis, listener: redis.asyncio.Redis, keys: Keys, gateway: str) -> None:
+    def __init__(self, client: redis.asyncio.Redis, redis_url: str, keys: Keys, gateway: str) -> None:
         self._client = client
-        self._listener = listener
         self._keys = keys
         self._gateway = gateway
         self._by_id: dict[tuple[str, str], list[Waiter]] = {}
-        self._wanted: set[str] = set()
-        self._pubsub: Any = None
-        self._change = asyncio.Event()
+        self._channels: dict[str, str] = {}
+        self._by_channel: dict[bytes, str] = {}
+        self._sweep_all = asyncio.Event()
+        self.line = AsyncLine(redis_url, on_push=self._pushed, on_open=self._opened, on_lost=self._lost)
+        """The connection that wakes them; who runs the gateway keeps it open."""
         self.subscribed: frozenset[str] = frozenset()
         """Models whose channel is confirmed: only these are offered."""
         self.on_gone: Callable[[Waiter], None] = lambda _waiter: None
@@ -124,63 +128,42 @@ class Waiters:
         else:
             waiter.refuse(answer)
 
-    async def offer(self, models: Iterable[str]) -> None:
+    def offer(self, models: Iterable[str]) -> None:
         """Says which models' channels are to be listened to."""
-        wanted = set(models)
-        if wanted != self._wanted:
-            added = wanted - self._wanted
-            self._wanted = wanted
-            if self._pubsub is not None and added:
-                # Where it fails, the listening task reconnects with all of them.
-                with contextlib.suppress(*LOST):
-                    await self._pubsub.ssubscribe(*(self._channel(model_id) for model_id in sorted(added)))
-            self._change.set()
+        added = set(models) - self._channels.keys()
+        self._channels |= {model_id: self._keys.model(model_id).replies(self._gateway) for model_id in added}
+        self._by_channel |= {self._channels[model_id].encode(): model_id for model_id in added}
+        self._subscribe(added)
 
-    def _channel(self, model_id: str) -> str:
-        return self._keys.model(model_id).replies(self._gateway)
+    def _subscribe(self, models: Iterable[str]) -> None:
+        if models and self.line.open:
+            # Answered by push, one confirmation for each channel.
+            self.line.send(("SSUBSCRIBE", *(self._channels[model_id] for model_id in models)), None)
 
-    async def listen(self) -> None:
-        """Receives wake-ups until cancelled; reconnects, and sweeps after each reconnect."""
-        pause = 0.05
-        while True:
-            while not self._wanted:
-                self._change.clear()
-                await self._change.wait()
-            pubsub = self._listener.pubsub()
-            try:
-                await pubsub.ssubscribe(*(self._channel(model_id) for model_id in sorted(self._wanted)))
-                self._pubsub = pubsub
-                confirmed: set[str] = set()
-                by_channel: dict[bytes, str] = {}
-                while True:
-                    message = await pubsub.get_message(timeout=None)
-                    if message is None:
-                        continue
-                    if message["type"] == "smessage":
-                        self._wake(by_channel[message["channel"]], message["data"])
-                    elif message["type"] == "ssubscribe":
-                        by_channel |= {self._channel(m).encode(): m for m in self._wanted}
-                        if message["channel"] in by_channel:
-                            confirmed.add(by_channel[message["channel"]])
-                            self.subscribed = frozenset(confirmed)
-                        if confirmed >= self._wanted:
-                            pause = 0.05
-                            await self.sweep(everybody=True)
-            except (RedisError, OSError) as error:
-                self.subscribed = frozenset()
-                log.warning("listening for replies failed; trying again", error=str(error), wait_s=pause)
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, 2.0)
-            finally:
-                self._pubsub = None
-                await pubsub.aclose()  # type: ignore[no-untyped-call]
+    def _opened(self) -> None:
+        self._subscribe(list(self._channels))
+
+    def _lost(self) -> None:
+        self.subscribed = frozenset()
+
+    def _pushed(self, message: Any) -> None:
+        kind, channel, body = message
+        if kind == b"smessage":
+            self._wake(self._by_channel[channel], body)
+        elif kind == b"ssubscribe":
+            self.subscribed |= {self._by_channel[channel]}
+            if len(self.subscribed) == len(self._channels):
+                # What was published while nobody listened is read from the keys.
+                self._sweep_all.set()
 
     def _wake(self, model_id: str, raw: bytes) -> None:
         for reply in wire.Replies.FromString(raw).replies:
             waiters = self._by_id.get((model_id, reply.request_id))
             if waiters:
                 for waiter in waiters:
-                    if reply.response:
+                    if reply.failed and not waiter.entry_id:
+                        waiter.woken = False  # another's deadline or withdrawal is not this one's: its key says which
+                    elif reply.response:
                         waiter.resolve(reply.response, failed=reply.failed)
                     else:
                         waiter.woken = False  # too large to push: the quick sweep reads its key
@@ -191,9 +174,13 @@ class Waiters:
     async def sweep_forever(self) -> None:
         """The net under the wake-ups, until cancelled."""
         while True:
-            await asyncio.sleep(QUICK_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(QUICK_S):
+                    await self._sweep_all.wait()
+            everybody = self._sweep_all.is_set()
+            self._sweep_all.clear()
             try:
-                await self.sweep()
+                await self.sweep(everybody=everybody)
             except (RedisError, OSError) as error:
                 log.debug("a sweep of reply keys failed", error=str(error))
             now = asyncio.get_running_loop().time()
@@ -217,9 +204,28 @@ class Waiters:
             for waiter, raw in zip(some, await self._client.mget(keys), strict=True):
                 waiter.net_at = now + NET_S
                 if raw is not None:
-                    state = wire.ReplyState.FromString(raw)  # type: ignore[arg-type]
-                    if state.response:
-                        self._resolve(waiter, state.response)
+                    self._read(waiter, raw)  # type: ignore[arg-type]
+                elif not waiter.woken and not waiter.entry_id:
+                    self._lost_first(waiter)
+
+    def _read(self, waiter: Waiter, raw: bytes) -> None:
+        try:
+            state = wire.ReplyState.FromString(raw)
+        except DecodeError:
+            waiter.refuse(Refused(Reason.INTERNAL, "what is stored under this request_id is no reply"))
+            return
+        if state.response:
+            self._resolve(waiter, state.response)
+
+    def _lost_first(self, waiter: Waiter) -> None:
+        """The request that a duplicate or GetResult waited for was withdrawn, or its deadline passed."""
+        if waiter.future.done():
+            return
+        if waiter.again is None:
+            waiter.resolve(b"", failed=False)
+        else:
+            waiter.woken = True
+            waiter.again()
 
 
 def now_us() -> int:

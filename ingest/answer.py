@@ -43,7 +43,8 @@ class Answer:
             predicted_at_timestamp=_moment(message, "predicted_at_timestamp"),
             degraded=message.degraded,
             columns={output.name: _array(output.column) for output in message.columns},
-            _rows=[{name: native(value) for name, value in row.outputs.items()} for row in message.predictions],
+            # A map has no order of its own: by name, so that the same answer always reads the same.
+            _rows=[{name: native(row.outputs[name]) for name in sorted(row.outputs)} for row in message.predictions],
         )
 
     @property

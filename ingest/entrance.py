@@ -11,16 +11,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import redis.asyncio
-from redis.exceptions import OutOfMemoryError, ResponseError
+import hiredis
+import structlog
+from google.protobuf.message import DecodeError
 
-from contract.completion import BULK, INTERACTIVE
-from contract.connection import LOST, Argument, run_async
+from contract.completion import BULK
+from contract.connection import Argument
 from contract.errors import Reason, Refused
 from contract.keys import Keys
+from contract.line import AsyncLine
+from contract.overload import Bound
 from contract.scripts import ENTRANCE
 from contract.settings import Settings
 from protos import millstream_wire_v1_pb2 as wire
+
+log = structlog.get_logger()
 
 MOST_IN_FLIGHT = 2
 MOST_ITEMS = 512
@@ -51,21 +56,26 @@ class Admission(NamedTuple):
     state: bytes
     """Empty where the gateway made the id."""
     request_id: str
+    bound: Bound
     answered: Callable[[Answer], None]
 
 
 class Entrance:
     """Appends to both lanes of every model; one per process and event loop."""
 
-    def __init__(self, client: redis.asyncio.Redis, keys: Keys, settings: Settings) -> None:
-        self._client = client
+    def __init__(self, line: AsyncLine, keys: Keys, settings: Settings) -> None:
+        self._line = line
         self._keys = keys
         self._settings = settings
         self._waiting: dict[tuple[str, wire.Lane], list[Admission]] = {}
-        self._calls: set[asyncio.Task[None]] = set()
+        self._in_flight = 0
         self._scheduled = False
+        self._idle = asyncio.Event()
+        self._widest = Bound(settings.max_waiting_rows)
         self.store_full = False
         """Set by who watches the server's memory: from then on nothing is appended."""
+        self.log_behind = False
+        """Set by who watches the streams of events: the same."""
 
     def append(
         self,
@@ -76,97 +86,112 @@ class Entrance:
         state: bytes,
         request_id: str,
         answered: Callable[[Answer], None],
+        bound: Bound | None = None,
     ) -> None:
-        """Takes one request into this turn; `answered` is called once, later, with what became of it."""
+        """Takes one request into this turn; `answered` is called once, later, with what became of it.
+
+        It is refused where more rows wait than its `bound`, without one where more than `max_waiting_rows` do.
+        """
         key = (model_id, lane)
         waiting = self._waiting.get(key)
         if waiting is None:
             waiting = self._waiting[key] = []
-        waiting.append(Admission(payload, rows, state, request_id, answered))
-        if not self._scheduled and len(self._calls) < MOST_IN_FLIGHT:
+        waiting.append(Admission(payload, rows, state, request_id, bound or self._widest, answered))
+        if not self._scheduled and self._in_flight < MOST_IN_FLIGHT:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._start)
 
     async def drain(self) -> None:
         """Waits until everything taken in is answered."""
-        while self._waiting or self._calls:
-            if self._calls:
-                await asyncio.wait(self._calls)
-            else:
-                await asyncio.sleep(0)
+        while self._waiting or self._in_flight:
+            self._idle.clear()
+            await self._idle.wait()
 
     def _start(self) -> None:
         self._scheduled = False
-        while self._waiting and len(self._calls) < MOST_IN_FLIGHT:
+        while self._waiting and self._in_flight < MOST_IN_FLIGHT:
             key = next(iter(self._waiting))
             waiting = self._waiting.pop(key)
             if len(waiting) > MOST_ITEMS:
                 self._waiting[key] = waiting[MOST_ITEMS:]
                 waiting = waiting[:MOST_ITEMS]
-            call = asyncio.create_task(self._call(*key, waiting))
-            self._calls.add(call)
-            call.add_done_callback(self._ended)
+            self._in_flight += 1
+            self._call(*key, waiting)
 
-    def _ended(self, call: asyncio.Task[None]) -> None:
-        self._calls.discard(call)
-        if self._waiting and not self._scheduled:
-            self._start()
-
-    async def _call(self, model_id: str, lane: wire.Lane, items: list[Admission]) -> None:
+    def _call(self, model_id: str, lane: wire.Lane, items: list[Admission]) -> None:
         keys = self._keys.model(model_id)
         bulk = lane == BULK
         names = [keys.bulk if bulk else keys.requests, keys.rows_bulk if bulk else keys.rows_requests, keys.count]
-        arguments: list[Argument] = [self._settings.max_waiting_rows, self._settings.pending_ttl_s]
+        arguments: list[Argument] = [self._settings.pending_ttl_s]
         for item in items:
-            arguments += (item.payload, item.rows, item.state)
+            arguments += (item.payload, item.rows, item.state, item.bound.rows)
             if item.state:
                 names.append(keys.reply(item.request_id))
-        answers: list[Answer]
-        if self.store_full:
-            answers = [self._full()] * len(items)
+        if self.store_full or self.log_behind:
+            self._ended(items, [_full() if self.store_full else _behind() for _ in items])
         else:
-            try:
-                answers = [self._answer(raw) for raw in await run_async(self._client, ENTRANCE, names, arguments)]
-            except OutOfMemoryError:
-                answers = [self._full()] * len(items)
-            except LOST:
-                gone = Refused(
-                    Reason.STORE_UNAVAILABLE,
-                    "Redis did not answer; the request may have been appended: ask again with a request_id of your own",
-                    retry_after_s=1.0,
-                )
-                answers = [gone] * len(items)
-            except ResponseError as error:
-                answers = [_response_error(error)] * len(items)
+            self._line.run(ENTRANCE, names, arguments, lambda raw: self._ended(items, self._answers(raw, items)))
+
+    def _ended(self, items: list[Admission], answers: list[Answer]) -> None:
+        self._in_flight -= 1
         for item, answer in zip(items, answers, strict=True):
             item.answered(answer)
+        if self._waiting and not self._scheduled:
+            # Not at once: the callers just answered may have more to send in this turn.
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._start)
+        elif not self._waiting and not self._in_flight:
+            self._idle.set()
 
-    def _answer(self, raw: Any) -> Answer:
+    def _answers(self, raw: Any, items: list[Admission]) -> list[Answer]:
+        if isinstance(raw, list):
+            return [self._answer(each, item) for each, item in zip(raw, items, strict=True)]
+        if isinstance(raw, hiredis.ReplyError):
+            text = str(raw)
+            if not text.startswith(_EXPECTED):
+                log.error("Redis refused an append", error=text)
+            return [_refused(text) for _ in items]
+        return [_gone() for _ in items]
+
+    def _answer(self, raw: Any, item: Admission) -> Answer:
         if isinstance(raw, bytes):
             return Appended(raw)
         kind = raw[0]
         if kind == b"seen":
-            return Seen(wire.ReplyState.FromString(raw[1]))
+            try:
+                return Seen(wire.ReplyState.FromString(raw[1]))
+            except DecodeError:
+                return Refused(Reason.INTERNAL, "what is stored under this request_id is no reply")
         if kind == b"reused":
             return Refused(Reason.REQUEST_ID_REUSED, "this request_id was used for another request")
-        return Refused(
-            Reason.QUEUE_FULL,
-            f"{raw[1]} rows are waiting for this model, the bound is {self._settings.max_waiting_rows}",
-            retry_after_s=0.5,
-        )
-
-    def _full(self) -> Refused:
-        return Refused(Reason.STORE_FULL, "Redis is nearly out of memory; new requests wait", retry_after_s=1.0)
+        return item.bound.refusal(raw[1], item.rows)
 
 
-def _response_error(error: ResponseError) -> Refused:
-    """A server that refuses the write: loading, read-only, wrong type of key."""
-    text = str(error)
-    if text.startswith("OOM"):
-        return Refused(Reason.STORE_FULL, "Redis is out of memory; new requests wait", retry_after_s=1.0)
-    if text.startswith(("LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS", "MISCONF", "BUSY")):
+# A refusal is made for each caller: one that is raised again and again holds on to the frames of all who raised it.
+
+
+def _full() -> Refused:
+    return Refused(Reason.STORE_FULL, "Redis is nearly out of memory; new requests wait", retry_after_s=1.0)
+
+
+def _behind() -> Refused:
+    text = "the event log is far behind: too many events wait to be recorded; new requests wait until it catches up"
+    return Refused(Reason.EVENTS_BACKLOG, text, retry_after_s=5.0)
+
+
+def _gone() -> Refused:
+    text = "Redis did not answer; the request may have been appended: ask again with a request_id of your own"
+    return Refused(Reason.STORE_UNAVAILABLE, text, retry_after_s=1.0)
+
+
+_FULL, _AWAY = "OOM", ("LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS", "MISCONF", "BUSY")
+_EXPECTED = (_FULL, *_AWAY)
+
+
+def _refused(text: str) -> Refused:
+    """A server that refuses the write: full, loading, read-only, wrong type of key."""
+    if text.startswith(_FULL):
+        return _full()
+    if text.startswith(_AWAY):
         return Refused(Reason.STORE_UNAVAILABLE, f"Redis takes no writes now: {text}", retry_after_s=1.0)
     return Refused(Reason.INTERNAL, "the request could not be appended")
-
-
-__all__ = ["BULK", "INTERACTIVE", "Answer", "Appended", "Entrance", "Seen"]

@@ -88,7 +88,7 @@ class Producer:
             "discard_reply": discard_reply,
         }  # fmt: skip
         entry = self._entry(model_id, form)
-        self._check_model(model_id, entry.request_id)
+        self.check_model(model_id, entry.request_id)
         self._append(model_id, [entry])
         return entry.request_id
 
@@ -108,7 +108,7 @@ class Producer:
         """
         if batch < 1:
             raise refusal([Violation("batch", f"expected at least 1, got {batch}")])
-        self._check_model(model_id)
+        self.check_model(model_id)
         sent: list[str] = []
         remaining = iter(requests)
         while items := list(islice(remaining, batch)):
@@ -118,6 +118,43 @@ class Producer:
             if on_progress:
                 on_progress(len(sent))
         return sent
+
+    def send_entries(self, model_id: str, entries: Sequence[tuple[str, bytes]]) -> str:
+        """Appends requests that are JSON already, each (its id, `json` field), in one round trip.
+
+        Returns the stream id of the last. Raises what `send` raises.
+        """
+        self.check_model(model_id)
+        return self._append(model_id, [_Entry(*entry) for entry in entries])
+
+    def backlog(self, model_id: str) -> tuple[int, str]:
+        """How many entries stand in the bulk lane, and the stream id of the oldest, "" where there is none."""
+        stream = self._keys.model(model_id).bulk
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.xlen(stream)
+        pipe.xrange(stream, count=1)
+        try:
+            waiting, oldest = pipe.execute()
+        except (*LOST, RedisError) as error:
+            raise self._refused(error, "") from None
+        return waiting, oldest[0][0].decode() if oldest else ""
+
+    def last_entry(self, model_id: str) -> str:
+        """The stream id of the newest entry in the bulk lane, "" where there is none."""
+        try:
+            newest: Any = self._redis.xrevrange(self._keys.model(model_id).bulk, count=1)
+        except (*LOST, RedisError) as error:
+            raise self._refused(error, "") from None
+        return newest[0][0].decode() if newest else ""
+
+    def states(self, model_id: str, request_ids: Sequence[str]) -> list[wire.ReplyState | None]:
+        """What stands in the reply keys of these requests, None where there is none, in one round trip."""
+        names = self._keys.model(model_id)
+        try:
+            raws: Any = self._redis.mget([names.reply(request_id) for request_id in request_ids])
+        except (*LOST, RedisError) as error:
+            raise self._refused(error, "") from None
+        return [None if raw is None else wire.ReplyState.FromString(raw) for raw in raws]
 
     def result(self, model_id: str, request_id: str, *, wait: float = 0.0) -> Answer | Pending:
         """The answer to a request, or Pending where there is none after `wait` seconds.
@@ -158,8 +195,11 @@ class Producer:
             return Pending(request_id, model_id)
         return outcome(v1.PredictResponse.FromString(state.response))
 
-    def _check_model(self, model_id: str, request_id: str = "") -> None:
-        """Once per model: a misspelt name would make a stream that nobody reads."""
+    def check_model(self, model_id: str, request_id: str = "") -> None:
+        """Looks once per model whether it is there: a misspelt name would make a stream that nobody reads.
+
+        Raises InvalidInput, NotFound, Unavailable.
+        """
         if model_id in self._known:
             return
         if not _MODEL_ID.fullmatch(model_id):
@@ -219,15 +259,17 @@ class Producer:
         except (TypeError, ValueError) as error:
             raise refusal([Violation("inputs", str(error))], request_id) from None
 
-    def _append(self, model_id: str, entries: Sequence[_Entry]) -> None:
-        """Appends all of them, again and again those that Redis did not confirm."""
+    def _append(self, model_id: str, entries: Sequence[_Entry]) -> str:
+        """Appends all of them, again and again those that Redis did not confirm; the stream id of the last."""
         stream = self._keys.model(model_id).bulk
         last_progress, pause = time.monotonic(), _FIRST_PAUSE_S
         left = list(entries)
+        last = ""
         while True:
-            unconfirmed, error = self._attempt(stream, left)
+            unconfirmed, error, newest = self._attempt(stream, left)
+            last = newest or last
             if error is None:
-                return
+                return last
             if len(unconfirmed) < len(left):
                 last_progress, pause = time.monotonic(), _FIRST_PAUSE_S
             left = unconfirmed
@@ -236,17 +278,18 @@ class Producer:
             time.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE_S)
 
-    def _attempt(self, stream: str, entries: list[_Entry]) -> tuple[list[_Entry], Exception | None]:
-        """One round trip: the entries that were not confirmed, and the first reason."""
+    def _attempt(self, stream: str, entries: list[_Entry]) -> tuple[list[_Entry], Exception | None, str]:
+        """One round trip: the entries that were not confirmed, the first reason, the stream id of the last that was."""
         pipe = self._redis.pipeline(transaction=False)
         for entry in entries:
             pipe.xadd(stream, {"json": entry.body})
         try:
             answers = pipe.execute(raise_on_error=False)
         except (*LOST, RedisError) as error:
-            return entries, error
+            return entries, error, ""
+        newest = next((a.decode() for a in reversed(answers) if not isinstance(a, Exception)), "")
         failed = [(entry, a) for entry, a in zip(entries, answers, strict=True) if isinstance(a, Exception)]
-        return [entry for entry, _ in failed], failed[0][1] if failed else None
+        return [entry for entry, _ in failed], failed[0][1] if failed else None, newest
 
     def _refused(self, error: Exception, request_id: str) -> PredictionError:
         text = str(error)

@@ -6,6 +6,7 @@
     retry      take one abandoned entry for an attempt alone
     renew      keep the lease on what this worker holds
     hand_over  give a dead worker's entries back to the pool
+    retry_dead put a dead letter back onto the bulk lane
 
 Redis does not roll a script back, so each reads every key with a command that fails on a wrong type before its first
 write. What frees memory carries `allow-oom`: it must run when memory is full.
@@ -38,5 +39,6 @@ EXIT = Script.named("exit")
 RETRY = Script.named("retry")
 RENEW = Script.named("renew")
 HAND_OVER = Script.named("hand_over")
+RETRY_DEAD = Script.named("retry_dead")
 
-ALL = (ENTRANCE, CLAIM_IDS, EXIT, RETRY, RENEW, HAND_OVER)
+ALL = (ENTRANCE, CLAIM_IDS, EXIT, RETRY, RENEW, HAND_OVER, RETRY_DEAD)

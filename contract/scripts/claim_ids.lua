@@ -1,26 +1,37 @@
 #!lua flags=allow-oom
 -- Claims the request ids of a batch that was read from the bulk lane, which passes no entrance.
 --
--- KEYS  1 bulk stream, 2 rows counter, 3 counts, 4 dead letters, then one reply key for each item
+-- KEYS  1 bulk stream, 2 rows counter, 3 counts, 4 dead letters, 5 crashes, 6 lone attempt, then one reply key for
+--       each item
 -- ARGV  1 group, 2 seconds a pending state is kept, then for each item
 --       entry id, rows, state (as in the entrance, without the entry id)
 -- Answers for each item: 1 accepted now, 2 accepted before under this entry (a redelivery, or Submit),
 --       0 a duplicate, -1 another body under a known id; the last two are acknowledged and deleted here.
+--       0 too where somebody else has completed the entry meanwhile: its reply may be gone, so its id says nothing.
 redis.call('XLEN', KEYS[1])
 redis.call('GET', KEYS[2])
 redis.call('HLEN', KEYS[3])
 redis.call('XLEN', KEYS[4])
+redis.call('HLEN', KEYS[5])
+local lone = redis.call('GET', KEYS[6])
+for i = 7, #KEYS do
+  redis.call('STRLEN', KEYS[i])
+end
 local answers = {}
 local added, added_rows, duplicates = 0, 0, 0
 
 for i = 3, #ARGV, 3 do
   local id, rows, state = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2]
-  local key = KEYS[#answers + 5]
+  local key = KEYS[#answers + 7]
   -- Lane and entry id stand behind the hash; see ReplyState.
   local own = string.sub(state, 35) .. '\26' .. string.char(#id) .. id
   local seen = redis.call('GET', key)
   local answer
-  if not seen then
+  -- Without a group nobody holds anything.
+  local held = not seen and redis.pcall('XPENDING', KEYS[1], ARGV[1], id, id, 1)
+  if held and (held.err or #held == 0) then
+    answer = 0
+  elseif not seen then
     redis.call('SET', key, string.sub(state, 1, 34) .. own, 'EX', ARGV[2])
     added = added + 1
     added_rows = added_rows + rows
@@ -37,9 +48,14 @@ for i = 3, #ARGV, 3 do
           'crashes', '0', 'field', entry[2][1], 'body', entry[2][2])
       end
     end
-    redis.call('XACK', KEYS[1], ARGV[1], id)
-    redis.call('XDEL', KEYS[1], id)
-    duplicates = duplicates + 1
+    if redis.call('XACK', KEYS[1], ARGV[1], id) == 1 then
+      redis.call('XDEL', KEYS[1], id)
+      redis.call('HDEL', KEYS[5], 'bulk ' .. id)
+      if lone == 'bulk ' .. id then
+        redis.call('DEL', KEYS[6])
+      end
+      duplicates = duplicates + 1
+    end
   end
   answers[#answers + 1] = answer
 end

@@ -2,22 +2,30 @@
 -- Appends the admitted requests of one event-loop turn to one lane of one model.
 --
 -- KEYS  1 lane stream, 2 rows counter, 3 counts, then one reply key for each item with a state
--- ARGV  1 bound on waiting rows, 2 seconds a pending state is kept, then for each item
---       payload, rows, state ('' where the gateway made the id: nobody can have sent it before)
+-- ARGV  1 seconds a pending state is kept, then for each item
+--       payload, rows, state ('' where the gateway made the id: nobody can have sent it before),
+--       bound: with more rows than that waiting, its own among them, it would be answered too late
 -- Answers for each item: the entry's id, or {'seen', state of the first request},
 --       {'reused'} for another body under the same id, {'full', rows waiting}
 --
 -- A state starts with the 32 bytes of the body's SHA-256 behind a two-byte tag; the entry's id is joined to it here.
 -- No allow-oom: a full server refuses new work while the exit still runs.
-redis.call('XLEN', KEYS[1])
+local length = redis.call('XLEN', KEYS[1])
 redis.call('HLEN', KEYS[3])
+for i = 4, #KEYS do
+  redis.call('STRLEN', KEYS[i])
+end
 local waiting = tonumber(redis.call('GET', KEYS[2]) or '0')
-local bound = tonumber(ARGV[1])
+if length == 0 and waiting ~= 0 then
+  -- Entries that were deleted by hand, or lost, must not be counted for ever.
+  redis.call('SET', KEYS[2], 0)
+  waiting = 0
+end
 local answers = {}
 local added, added_rows, reply = 0, 0, 3
 
-for i = 3, #ARGV, 3 do
-  local payload, rows, state = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2]
+for i = 2, #ARGV, 4 do
+  local payload, rows, state, bound = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2], tonumber(ARGV[i + 3])
   local answer, key
   if state ~= '' then
     reply = reply + 1
@@ -31,14 +39,15 @@ for i = 3, #ARGV, 3 do
       end
     end
   end
-  -- One request larger than the bound may go when nothing else waits, or it could never go.
+  -- When nothing else waits a request may go whatever the bound: it would be computed at once, and a rate that was
+  -- measured wrong could never be put right otherwise.
   if not answer and waiting > 0 and waiting + rows > bound then
     answer = {'full', waiting}
   end
   if not answer then
     answer = redis.call('XADD', KEYS[1], '*', 'pb', payload)
     if key then
-      redis.call('SET', key, state .. '\26' .. string.char(#answer) .. answer, 'EX', ARGV[2])
+      redis.call('SET', key, state .. '\26' .. string.char(#answer) .. answer, 'EX', ARGV[1])
     end
     added = added + 1
     added_rows = added_rows + rows

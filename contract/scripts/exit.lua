@@ -31,13 +31,15 @@ for item = 1, items do
   local a = 3 + (item - 1) * WIDTH
   local lane, id = tonumber(ARGV[a + 2]), ARGV[a + 3]
   local stream, passed = KEYS[lane], false
+  -- Crashes and the lone attempt: an id of one lane may be one of the other too.
+  local mark = lane == 1 and id or 'bulk ' .. id
   if ARGV[a + 1] == 'finish' then
     passed = redis.call('XACK', stream, group, id) == 1
     if passed then
       if ARGV[a + 10] ~= '' then
         local entry = redis.call('XRANGE', stream, id, id)[1]
         redis.call('XADD', KEYS[8], '*', 'reason', ARGV[a + 10], 'entry_id', id, 'lane', lane == 1 and 'requests' or 'bulk',
-          'crashes', redis.call('HGET', KEYS[7], id) or '0',
+          'crashes', redis.call('HGET', KEYS[7], mark) or '0',
           'field', entry and entry[2][1] or '', 'body', entry and entry[2][2] or '')
       end
       redis.call('XDEL', stream, id)
@@ -58,9 +60,9 @@ for item = 1, items do
     events[#events + 1] = ARGV[a + 5]
     rows[lane] = rows[lane] + tonumber(ARGV[a + 4])
     if crashes > 0 then
-      redis.call('HDEL', KEYS[7], id)
+      redis.call('HDEL', KEYS[7], mark)
     end
-    if lone == id then
+    if lone == mark then
       redis.call('DEL', KEYS[9])
     end
     local gateway = ARGV[a + 8]

@@ -6,13 +6,15 @@
 -- Answers how many are still its own.
 --
 -- XCLAIM alone would take entries back from whoever claimed them meanwhile.
+-- An id of one lane may be one of the other too: crashes and the lone attempt name the lane with it.
+local lane = string.sub(KEYS[1], -5) == ':bulk' and 'bulk ' or ''
 local own = 0
 local lone = redis.call('GET', KEYS[2])
 for i = 4, #ARGV do
   if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1, ARGV[2]) > 0 then
     redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'JUSTID')
     own = own + 1
-    if lone == ARGV[i] then
+    if lone == lane .. ARGV[i] then
       redis.call('PEXPIRE', KEYS[2], ARGV[3])
     end
   end

@@ -6,6 +6,8 @@
 -- Answers nothing, or {entry id, fields, crashes before this attempt, deliveries}.
 --
 -- The crash count goes up before the attempt, since a dead process can't raise it; the exit takes it away.
+-- An id of one lane may be one of the other too: crashes and the lone attempt name the lane with it.
+local lane = string.sub(KEYS[1], -5) == ':bulk' and 'bulk ' or ''
 redis.call('HLEN', KEYS[2])
 if redis.call('EXISTS', KEYS[3]) == 1 then
   return false
@@ -20,9 +22,9 @@ if #claimed == 0 or not claimed[1] then
   -- The entry was deleted under its group; XCLAIM has dropped it from the pending list.
   return {id}
 end
-local crashes = tonumber(redis.call('HGET', KEYS[2], id) or '0')
+local crashes = tonumber(redis.call('HGET', KEYS[2], lane .. id) or '0')
 if crashes < tonumber(ARGV[4]) then
-  redis.call('HINCRBY', KEYS[2], id, 1)
+  redis.call('HINCRBY', KEYS[2], lane .. id, 1)
 end
-redis.call('SET', KEYS[3], id, 'PX', ARGV[3])
+redis.call('SET', KEYS[3], lane .. id, 'PX', ARGV[3])
 return {id, claimed[1][2], crashes, deliveries + 1}

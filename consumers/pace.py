@@ -1,0 +1,90 @@
+"""Pace: how long a model's batches take on this worker, learned from those it has served, by their size.
+
+Most models cost more per call than per row: a forest answers 256 rows in little more than the time of one. So sizes
+are measured apart, in powers of two, and the next larger size is tried where one call already takes long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+WEIGHT = 0.2
+"""Of the newest measurement."""
+MOST_RISE = 4.0
+"""One call that stalled counts at most as this many times what was known; a model that became slow is still seen
+within a few calls."""
+PAYS = 0.75
+"""A size is worth its longer call where a row takes at most this much of what it takes at half the size."""
+
+Known = Mapping[int, float]
+"""Power of two -> seconds per row in batches of up to so many rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """One model's; unknown at first."""
+
+    target_s: float
+    """How long one predict call should take."""
+    predict: Known = field(default_factory=dict)
+    """Within the predict call."""
+    whole: Known = field(default_factory=dict)
+    """From the rows to their completion."""
+
+    def after(self, rows: int, predict_s: float, whole_s: float) -> Pace:
+        """The same after one more batch, whose predict call and whose whole took so long."""
+        return Pace(self.target_s, _learnt(self.predict, rows, predict_s), _learnt(self.whole, rows, whole_s))
+
+    def rows_per_s(self, most: int) -> float:
+        """What the worker does when it works on this model alone, in batches of the size that it would read.
+
+        While that size is still to be tried, what it does at the best one so far; 0 where nothing is known.
+        """
+        row_s = self.whole.get(self._size(most)) or min(self.whole.values(), default=0.0)
+        return 1 / row_s if row_s else 0.0
+
+    def rough(self, most: int) -> bool:
+        """Whether a larger size is still to be tried, so that the rate may turn out to be far higher."""
+        return self._size(most) not in self.predict
+
+    def room(self, most: int) -> int:
+        """Rows for the next batch: as many as take the target time, all there may be while nothing is known.
+
+        Where one row takes longer than that already, as many as make a row cheaper: a model whose calls are slow
+        whatever their size would otherwise never be asked for more than one row.
+        """
+        return min(1 << self._size(most), most)
+
+    def _size(self, most: int) -> int:
+        largest = _size_of(most)
+        if not self.predict:
+            return largest
+        size = 0
+        while size < largest:
+            row_s = self._row_s(size + 1)
+            long, known = row_s * (2 << size) > self.target_s, size + 1 in self.predict
+            if long and known and row_s > PAYS * self._row_s(size):
+                break
+            size += 1
+            if long and not known:
+                break  # tried once, then it is known
+        return size
+
+    def _row_s(self, size: int) -> float:
+        """As measured; else as at the next smaller size that was, or the smallest."""
+        if size in self.predict:
+            return self.predict[size]
+        smaller = [known for known in self.predict if known < size]
+        return self.predict[max(smaller) if smaller else min(self.predict)]
+
+
+def _size_of(rows: int) -> int:
+    return (max(1, rows) - 1).bit_length()
+
+
+def _learnt(known: Known, rows: int, seconds: float) -> Known:
+    size = _size_of(rows)
+    now = max(seconds / max(1, rows), 1e-9)
+    before = known.get(size, now)
+    return {**known, size: before + WEIGHT * (min(now, MOST_RISE * before) - before)}
