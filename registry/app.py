@@ -24,7 +24,7 @@ from protos import millstream_v1_pb2_grpc as rpc
 from registry.artifacts import ArtifactKeys, Progress
 from registry.blobs import BlobStore, open_store
 from registry.catalogue import Catalogue
-from registry.poll import Look, StoreWatch
+from registry.poll import Look, StoreWatch, Trial
 from registry.promotion import Promotion
 from registry.service import RegistryService
 
@@ -61,12 +61,17 @@ async def run_registry(
     on_ready: Callable[[], None],
     stop: anyio.Event,
     progress: Progress | None = None,
+    trial: Trial | None = None,
+    on_problem: Callable[[str], None] | None = None,
 ) -> None:
     """Runs the registry until `stop` is set; `listen` is `unix:/path` or `host:port`.
 
+    `trial` loads a new version apart from the workers before they are asked to; without one they are the first.
+
     `on_ready` is called once the first look has been taken and its versions are offered to the workers, or models
     are in Redis already where the store can't be reached. Raises StoreUrlError, CatalogueUnusable, KeyUnusable and
-    CannotListen before that; later faults are logged, told in ListVersions, and tried again.
+    CannotListen before that; later faults are logged, told in ListVersions, and tried again. `on_problem` hears of
+    each look that found the store out of reach.
     """
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(configured_store(settings))
@@ -77,9 +82,9 @@ async def run_registry(
         stack.push_async_callback(client.aclose)
         keys = Keys(settings.prefix)
         artifacts = ArtifactKeys(client, keys, settings.chunk_bytes)
-        watch = StoreWatch(store, catalogue, artifacts, database.parent, progress)
+        watch = StoreWatch(store, catalogue, artifacts, database.parent, progress, trial)
         promotion = Promotion(client, keys, key, catalogue, watch, artifacts, load_limit_s=settings.load_limit_s)
-        rounds = _Rounds(settings.poll_s, watch, promotion, on_ready)
+        rounds = _Rounds(settings.poll_s, watch, promotion, on_ready, on_problem)
         server = await _serve(listen, RegistryService(catalogue, watch, promotion, rounds.sync))
         stack.push_async_callback(server.stop, 1.0)
         async with anyio.create_task_group() as tasks:
@@ -93,11 +98,12 @@ async def _serve(listen: str, service: RegistryService) -> grpc.aio.Server:
     server = grpc.aio.server()
     rpc.add_RegistryServicer_to_server(service, server)
     try:
-        bound = server.add_insecure_port(listen)
+        server.add_insecure_port(listen)
     except RuntimeError:
-        bound = 0
-    if not bound and not listen.startswith("unix:"):
-        raise CannotListen(f"cannot listen on {listen}: expected a free host:port or unix:/path")
+        raise CannotListen(
+            f"cannot listen on {listen}: expected a free host:port, or unix:/path of at most 100 characters in "
+            f"a folder that exists"
+        ) from None
     await server.start()
     return server
 
@@ -105,11 +111,19 @@ async def _serve(listen: str, service: RegistryService) -> grpc.aio.Server:
 class _Rounds:
     """The two loops: looks into the store, and steps of promotion; a failed round never ends them."""
 
-    def __init__(self, poll_s: float, watch: StoreWatch, promotion: Promotion, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        poll_s: float,
+        watch: StoreWatch,
+        promotion: Promotion,
+        on_ready: Callable[[], None],
+        on_problem: Callable[[str], None] | None,
+    ) -> None:
         self._poll_s = poll_s
         self._watch = watch
         self._promotion = promotion
         self._on_ready = on_ready
+        self._on_problem = on_problem
         self._wake = anyio.Event()
         """Set to look into the store now."""
         self._stir = anyio.Event()
@@ -149,10 +163,12 @@ class _Rounds:
                 await self._watch.look()
             except (RedisError, OSError) as error:
                 self._say_failing(error)
-            except Exception:
+            except Exception:  # noqa: BLE001 - whatever it was, the next poll comes
                 _log.exception("a look into the store failed; the next one follows")
             else:
                 self._say_failing(None)
+                if self._watch.problem and self._on_problem is not None:
+                    self._on_problem(self._watch.problem)
                 if not self._watch.problem and not self._watch.wanted:
                     delay = _FIRST_RETRY_S
                 await self._promote_once()
@@ -186,7 +202,7 @@ class _Rounds:
             return await self._promotion.tick()
         except (RedisError, OSError) as error:
             self._say_failing(error)
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever it was, the next step comes
             _log.exception("a step of promotion failed; it is tried again")
         return False
 

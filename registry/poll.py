@@ -8,7 +8,7 @@ ends a look, and what it had found by then stays.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -37,6 +37,12 @@ from registry.blobs import (
 )
 from registry.catalogue import Act, Catalogue, KnownVersion, Place, StoredArtifact, VersionKey, now, rank
 from registry.layout import FoundVersion, find_versions
+
+Trial = Callable[[bytes, Mapping[str, bytes]], Awaitable[str]]
+"""Loads a version from its signature's JSON and its artifacts by name, apart from everything that serves.
+
+Answers why it does not load, or nothing where it does.
+"""
 
 STRENGTH = ("production", "canary", "shadow", "staging", "retired")
 """Which of two tags of the same version counts, the first of these."""
@@ -79,6 +85,7 @@ class StoreWatch:
         keys: ArtifactKeys,
         spool_folder: Path,
         progress: Progress | None = None,
+        trial: Trial | None = None,
     ) -> None:
         self.store = store
         self.looks = 0
@@ -90,6 +97,9 @@ class StoreWatch:
         """Place -> a problem that may pass; looked at again each time."""
         self.wanted: set[VersionKey] = set()
         """Versions whose artifacts should be in Redis and are not."""
+        self.passed: set[str] = set()
+        """Digests of versions that a trial has loaded, or workers before it."""
+        self._trial = trial
         self._catalogue = catalogue
         self._keys = keys
         self._spool_folder = spool_folder
@@ -99,6 +109,10 @@ class StoreWatch:
         self._downloaded = 0
         self._changes: list[str] = []
         self._problems: list[str] = []
+
+    def is_tried(self, digest: str) -> bool:
+        """Whether a version may be offered to the workers as far as trials go."""
+        return self._trial is None or digest in self.passed
 
     async def look(self) -> Look:
         """One look. A store that fails is told in `problem`; Redis that can't be reached is raised."""
@@ -218,6 +232,8 @@ class StoreWatch:
             await self._record(draft, digest, tuple(artifacts), known, places)
             for each in spooled:
                 await self._put(each)
+        if keep:
+            await self._try(self._catalogue.versions[draft.key])
 
     def _is_foremost(self, draft: _Draft) -> bool:
         """Whether it would go live of all that is known: then its bytes go on into Redis while they are here."""
@@ -294,6 +310,7 @@ class StoreWatch:
                         if spooled.sha256 != artifact.sha256:
                             raise BlobChanged(f"{artifact.blob} is not what was recorded of {version.name} any more")
                         await self._put(spooled)
+                await self._try(version)
                 self.wanted.discard(key)
 
     async def _put(self, spooled: Spooled) -> None:
@@ -301,6 +318,22 @@ class StoreWatch:
             await self._keys.put(spooled)
         except ResponseError as error:
             raise StoreError(f"Redis did not take {spooled.size:,} bytes of it: {error}; raise maxmemory") from None
+
+    async def _try(self, version: KnownVersion) -> None:
+        """Refuses a version that the trial can't load, before a worker is asked to."""
+        if self._trial is None or version.digest in self.passed:
+            return
+        artifacts = {a.name: self._keys.artifact(a.name, a.sha256, a.size) for a in version.artifacts}
+        if not await self._keys.present(artifacts.values()):
+            return  # tried once they are there
+        files = {name: await self._keys.read(artifact) for name, artifact in artifacts.items()}
+        reason = await self._trial(version.signature_json, files)
+        if reason:
+            _log.error("version refused", model_id=version.model_id, version=version.version, problem=reason)
+            self._problems.append(f"{version.name}: {reason}")
+            await self._change(version, "refused", reason, refused=reason)
+        else:
+            self.passed.add(version.digest)
 
     @asynccontextmanager
     async def _contained(self, place: str, location: str) -> AsyncIterator[None]:

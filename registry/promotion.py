@@ -24,13 +24,25 @@ from redis.exceptions import ResponseError, WatchError
 from contract import trust
 from contract.connection import living_async
 from contract.keys import Keys
-from contract.presence import Presence
+from contract.presence import BEAT_S, Presence
 from contract.record import LIVE, LOADING, RETIRING, ModelRecord, Version
 from contract.signature import SignatureError
 from registry.artifacts import ArtifactKeys
 from registry.catalogue import Act, Catalogue, KnownVersion, StoredArtifact, VersionKey, now
 from registry.poll import StoreWatch
-from registry.switching import Load, Refuse, Switch, Withdraw, candidates, decide, loading, switched, withdrawn
+from registry.switching import (
+    Load,
+    Refuse,
+    Switch,
+    Wait,
+    Withdraw,
+    candidates,
+    decide,
+    loading,
+    serves,
+    switched,
+    withdrawn,
+)
 
 RETIRE_AFTER_S = 60.0
 RETIRE_AFTER_LOOKS = 2
@@ -67,7 +79,7 @@ class Promotion:
         self._retire_after_s = retire_after_s
         self._raw: dict[str, bytes] = {}
         self._stuck: dict[str, str] = {}
-        self._waited: dict[tuple[str, str], float] = {}
+        self._waits: dict[tuple[str, str], Wait] = {}
         self._retiring: dict[tuple[str, bytes], tuple[float, int]] = {}
         self._last_tick = time.monotonic()
         self._lock = anyio.Lock()
@@ -88,7 +100,8 @@ class Promotion:
             return await self._tick()
 
     async def _tick(self) -> bool:
-        elapsed, self._last_tick = time.monotonic() - self._last_tick, time.monotonic()
+        # A tick that was held up itself says nothing about the workers.
+        elapsed, self._last_tick = min(time.monotonic() - self._last_tick, 2 * BEAT_S), time.monotonic()
         await self._read()
         workers = await living_async(self._client, self._keys, "worker")
         known: dict[str, list[KnownVersion]] = defaultdict(list)
@@ -145,8 +158,8 @@ class Promotion:
     ) -> bool:
         options = candidates(known, record)
         best = options[0] if options else None
-        waited = self._count_wait(record, best, workers, elapsed) if best else 0.0
-        match decide(record, best, workers, waited, self._load_limit_s):
+        wait = self._wait(record, best, workers, elapsed) if best else Wait()
+        match decide(record, best, workers, wait, self._load_limit_s):
             case Load(version):
                 return await self._load(record, version)
             case Switch(version) if record is not None:
@@ -178,25 +191,25 @@ class Promotion:
             await self._write(withdrawn(record))
         return True
 
-    def _count_wait(
+    def _wait(
         self, record: ModelRecord | None, best: KnownVersion, workers: Sequence[Presence], elapsed: float
-    ) -> float:
-        """How long living workers have had the candidate to load; time without any worker does not count."""
-        held = record.versions.get(best.version) if record else None
+    ) -> Wait:
+        """How the loading of the candidate has gone; it starts over with each offer."""
         mine = (best.model_id, best.digest)
-        for other in [key for key in self._waited if key[0] == best.model_id and key != mine]:
-            del self._waited[other]
-        if held is None or held.state != LOADING:
-            self._waited.pop(mine, None)
-            return 0.0
-        self._waited[mine] = self._waited.get(mine, 0.0) + (elapsed if workers else 0.0)
-        return self._waited[mine]
+        for other in [key for key in self._waits if key[0] == best.model_id and key != mine]:
+            del self._waits[other]
+        held = record.versions.get(best.version) if record else None
+        living = any(serves(worker, best.model_id) for worker in workers)
+        is_offered = held is not None and held.state == LOADING
+        past = self._waits.get(mine, Wait())
+        self._waits[mine] = past.after(elapsed, living) if is_offered else Wait(seen=living)
+        return self._waits[mine]
 
     async def _load(self, record: ModelRecord | None, best: KnownVersion) -> bool:
         artifacts = tuple(self._artifacts.artifact(a.name, a.sha256, a.size) for a in best.artifacts)
-        if not await self._artifacts.present(artifacts):
+        if not self._watch.is_tried(best.digest) or not await self._artifacts.present(artifacts):
             self._watch.wanted.add(best.key)
-            self.waiting[best.key] = self._watch.trouble.get(best.place, "its artifacts are on their way into Redis")
+            self.waiting[best.key] = self._watch.trouble.get(best.place, "it is being fetched and tried")
             return False
         digest = bytes.fromhex(best.digest)
         version = Version.make(digest, LOADING, best.signature_json, artifacts, best.location)
@@ -215,6 +228,7 @@ class Promotion:
         artifacts = tuple(self._artifacts.artifact(a.name, a.sha256, a.size) for a in live.artifacts)
         if not await self._artifacts.present(artifacts):
             if known is not None and known.place and known.digest == live.digest.hex():
+                self._watch.passed.add(known.digest)
                 self._watch.wanted.add(known.key)
             return False
         last = ModelRecord.decode(raw)
@@ -233,6 +247,7 @@ class Promotion:
                 return await self._write(replace(record, versions=versions))
             known = self._catalogue.versions.get((record.model_id, version.version))
             if known is not None and known.place:
+                self._watch.passed.add(known.digest)
                 self._watch.wanted.add(known.key)
         return False
 

@@ -43,6 +43,25 @@ class Withdraw:
 
 Step = Load | Switch | Refuse | Withdraw
 
+GONE_LIMIT_S = 15.0
+"""Without any worker for so long while a version is being loaded: the version is what ends them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """How the loading of one version has gone so far."""
+
+    seen: bool = False
+    """Whether a worker has lived since it was offered, or just before."""
+    waited_s: float = 0.0
+    """Since a worker was first seen."""
+    gone_s: float = 0.0
+    """Since no worker lives any more."""
+
+    def after(self, elapsed_s: float, any_living: bool) -> Wait:
+        seen = self.seen or any_living
+        return Wait(seen, self.waited_s + elapsed_s if seen else 0.0, 0.0 if any_living else self.gone_s + elapsed_s)
+
 
 def candidates(versions: Iterable[KnownVersion], record: ModelRecord | None) -> list[KnownVersion]:
     """The versions of one model that may be live, best first: those tagged production that nothing speaks against.
@@ -67,12 +86,14 @@ def decide(
     record: ModelRecord | None,
     best: KnownVersion | None,
     workers: Sequence[Presence],
-    waited_s: float,
+    wait: Wait,
     limit_s: float,
 ) -> Step | None:
     """The next step for one model; None where there is nothing to do but wait.
 
-    `waited_s` is how long living workers have had `best` to load. Without a candidate what is live stays live.
+    Without a candidate what is live stays live. Workers that end while they load a version, and do not come back, are
+    a veto too: they would go on ending for as long as it is offered. Where there is something live, nothing is
+    offered to a pool without workers, so that they can always start on what is known to load.
     """
     held = record.versions if record else {}
     live = record.live if record else None
@@ -81,16 +102,20 @@ def decide(
     here = held.get(best.version)
     if here is not None and here.digest.hex() != best.digest:
         return Refuse(best, f"versions are immutable: Redis has {best.version} with digest {here.digest.hex()[:12]}")
-    if here is None or here.state != LOADING:
-        return Load(best)
     serving = [worker for worker in workers if serves(worker, best.model_id)]
+    if here is None or here.state != LOADING:
+        return Load(best) if serving or live is None else None
+    if not serving and wait.gone_s > min(GONE_LIMIT_S, limit_s):
+        if wait.seen:
+            return Refuse(best, "every worker ended while it was being loaded, and none came back")
+        return Withdraw() if live is not None else None
     for worker in serving:
         if best.digest in worker.failed:
             return Refuse(best, f"worker {worker.name} cannot load it: {worker.failed[best.digest]}")
     missing = [worker.name for worker in serving if best.digest not in worker.loaded]
     if serving and not missing:
         return Switch(best)
-    if serving and waited_s > limit_s:
+    if serving and wait.waited_s > limit_s:
         share = f"{len(missing)} of {len(serving)} workers"
         return Refuse(best, f"not loaded within {limit_s:g} s by {share}: {', '.join(missing[:5])}")
     return None
