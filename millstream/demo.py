@@ -67,6 +67,11 @@ class Demo:
         if not self.as_json:
             self.console.print("   " + text, highlight=False)
 
+    def say(self, text: str) -> None:
+        """The same for text from elsewhere, whose brackets are no markup."""
+        if not self.as_json:
+            self.console.print("   " + text, highlight=False, markup=False)
+
     def check(self, held: bool, claim: str, **numbers: Any) -> None:
         """One claim: shown as kept or broken, and counted."""
         if not held:
@@ -108,6 +113,9 @@ def demo(settings: Settings, *, keep: bool = False, as_json: bool = False, quiet
                 "reply_ttl_bulk_s": 600,
             }
         )
+        # As Ctrl-C, which takes everything down in order, the temporary folder too.
+        before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        stack.callback(signal.signal, signal.SIGTERM, before)
         try:
             anyio.run(_run, run, settings, store, keep)
         except KeyboardInterrupt:
@@ -124,9 +132,9 @@ def demo(settings: Settings, *, keep: bool = False, as_json: bool = False, quiet
 async def _run(run: Demo, settings: Settings, store: Path, keep: bool) -> None:
     began = time.monotonic()
     run.step("Publish the stock models into a local store, and start everything")
-    folders = await anyio.to_thread.run_sync(write_stock, store, run.show)
+    folders = await anyio.to_thread.run_sync(write_stock, store, run.say)
     run.show(f"{len(folders)} versions in {store}")
-    async with running(settings, run.show) as house:
+    async with running(settings, run.say) as house:
         serving = await house.serving(within_s=settings.load_limit_s)
         run.check(serving, "health is SERVING: every production model is loaded in every worker")
         if not serving:
@@ -263,7 +271,7 @@ async def _kill(run: Demo, house: House, models: dict[str, v1.Model]) -> None:
         **report.to_json(),
     )
     back = await _within(
-        10.0, lambda: len(house.pids("worker")) == len(before) and before[0] not in house.pids("worker")
+        30.0, lambda: len(house.pids("worker")) == len(before) and before[0] not in house.pids("worker")
     )
     run.check(back, "the pool is whole again", workers=house.pids("worker"))
 
@@ -332,9 +340,9 @@ def _show_report(run: Demo, report: Report) -> None:
 
 def _show_logs(run: Demo, settings: Settings) -> None:
     for path in sorted((settings.state_dir / "logs").glob("*.log")):
-        run.show(f"--- {path.name}")
+        run.say(f"--- {path.name}")
         for line in path.read_text(errors="replace").splitlines()[-8:]:
-            run.show(line)
+            run.say(line)
 
 
 async def _within(seconds: float, true: Callable[[], bool]) -> bool:
@@ -346,6 +354,8 @@ async def _within(seconds: float, true: Callable[[], bool]) -> bool:
 
 async def _within_async(seconds: float, true: Callable[[], Any]) -> bool:
     until = time.monotonic() + seconds
-    while not (held := await true()) and time.monotonic() < until:
+    held = await true()
+    while not held and time.monotonic() < until:
         await anyio.sleep(0.05)
+        held = await true()
     return bool(held)

@@ -10,9 +10,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import anyio
 import structlog
@@ -30,9 +31,7 @@ log = structlog.get_logger()
 ADDRESS = "address "
 """What the gateway's progress line starts with when it says where it listens."""
 
-ONE_THREAD = dict.fromkeys(
-    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
-)
+THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 """One thread per worker: the pool is what uses the cores, and more threads change a linear model's last bits."""
 
 
@@ -77,10 +76,8 @@ def gateway(settings: Settings) -> None:
             await app.run(stop, on_ready=ready, on_finding=_print_finding)
             tasks.cancel_scope.cancel()
 
-    try:
+    with _in_plain_words(PreflightFailed, KeyUnusable):
         anyio.run(serve, backend_options={"use_uvloop": sys.platform != "win32"})
-    except* (PreflightFailed, KeyUnusable) as group:
-        _fail(group.exceptions[0])
 
 
 def worker(settings: Settings) -> None:
@@ -98,42 +95,50 @@ def worker(settings: Settings) -> None:
     from consumers.worker import Worker
     from contract.connection import connect
     from contract.trust import KeyUnusable
-    from ingest.features import fetch_now
+    from ingest.features import stored_now
+    from ingest.snapshot import Snapshot
 
     set_up_log(settings, "worker")
     url = redis_url(settings)
     store = connect(settings.features_url or url, timeout_s=max(0.001, settings.features_timeout_ms / 1000))
-    try:
-        process = Worker(settings, url, public_key_file(settings), lambda keys: fetch_now(store, keys))
-    except KeyUnusable as error:
-        _fail(error)
+    snapshot = Snapshot(settings.features_file) if settings.features_file is not None else None
+    if snapshot is not None:
+        snapshot.open()
+    with _in_plain_words(KeyUnusable):
+        process = Worker(settings, url, public_key_file(settings), lambda drafts: stored_now(store, snapshot, drafts))
     process.run(_stop_event(), on_ready=notify_ready)
 
 
 def sink(settings: Settings) -> None:
     """Records events until SIGTERM or SIGINT."""
+    from consumers.event_database import EventDatabaseError
+    from consumers.event_log import ListenError
     from consumers.sink import run_sink
 
     set_up_log(settings, "sink")
     state = StateDir(settings.state_dir).create()
-    run_sink(
-        settings,
-        redis_url=redis_url(settings),
-        database=state.events,
-        listen=settings.sink_listen or "127.0.0.1:50053",
-        on_ready=notify_ready,
-        stop=_stop_event(),
-    )
+    with _in_plain_words(EventDatabaseError, ListenError):
+        run_sink(
+            settings,
+            redis_url=redis_url(settings),
+            database=state.events,
+            listen=settings.sink_listen or "127.0.0.1:50053",
+            on_ready=notify_ready,
+            stop=_stop_event(),
+        )
 
 
 def registry(settings: Settings) -> None:
     """Watches the blob store until SIGTERM or SIGINT."""
-    from registry.app import run_registry
+    from contract.trust import KeyUnusable
+    from registry.app import CannotListen, run_registry
+    from registry.blobs import StoreError
+    from registry.catalogue import CatalogueUnusable
 
     set_up_log(settings, "registry")
     state = StateDir(settings.state_dir).create()
     if not settings.store_url:
-        _fail(RoleFailed("no store is set: --store DIR or azure://container, or MILLSTREAM_STORE_URL"))
+        _fail("no store is set: --store DIR or azure://container, or MILLSTREAM_STORE_URL")
 
     async def serve() -> None:
         async with anyio.create_task_group() as tasks:
@@ -147,10 +152,18 @@ def registry(settings: Settings) -> None:
                 listen=settings.registry_listen or "127.0.0.1:50052",
                 on_ready=notify_ready,
                 stop=stop,
+                on_problem=_out_of_reach,
             )
             tasks.cancel_scope.cancel()
 
-    anyio.run(serve)
+    with _in_plain_words(CatalogueUnusable, KeyUnusable, StoreError, CannotListen):
+        anyio.run(serve)
+
+
+def _out_of_reach(problem: str) -> None:
+    # It goes on trying, and the others do their part meanwhile: `up` is not to wait for the store.
+    notify_progress(problem)
+    notify_ready()
 
 
 async def _stop_on_signal(stop: anyio.Event) -> None:
@@ -160,13 +173,20 @@ async def _stop_on_signal(stop: anyio.Event) -> None:
 
 
 def _stop_event() -> threading.Event:
+    """Set by SIGTERM or SIGINT; from a thread, since a handler interrupts whoever holds the event's lock just now."""
     stop = threading.Event()
+    told, tell = os.pipe()
 
-    def set_stop(_number: int, _frame: object) -> None:
+    def wait() -> None:
+        os.read(told, 1)
         stop.set()
 
-    signal.signal(signal.SIGTERM, set_stop)
-    signal.signal(signal.SIGINT, set_stop)
+    def on_signal(_number: int, _frame: object) -> None:
+        os.write(tell, b"x")
+
+    threading.Thread(target=wait, name="stop", daemon=True).start()
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
     return stop
 
 
@@ -175,9 +195,29 @@ def _print_finding(finding: Finding) -> None:
     sys.stderr.flush()
 
 
-def _fail(error: BaseException) -> None:
-    notify_failed(str(error))
-    raise RoleFailed(str(error)) from None
+@contextmanager
+def _in_plain_words(*known: type[Exception]) -> Iterator[None]:
+    """Turns what is known to keep a role from its part into RoleFailed, where it comes from a task group too."""
+    try:
+        yield
+    except known as error:
+        _fail(str(error))
+    except ExceptionGroup as group:
+        found, rest = group.split(known)
+        if found is None or rest is not None:
+            raise
+        _fail(str(_first(found)))
+
+
+def _first(error: Exception) -> Exception:
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _fail(reason: str) -> NoReturn:
+    notify_failed(reason)
+    raise RoleFailed(reason) from None
 
 
 ROLES: dict[str, Callable[[Settings], None]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import sys
@@ -14,8 +13,11 @@ from rich.syntax import Syntax
 from contract.settings import Settings
 from millstream.draft import Draft, DraftFailed, draft
 from millstream.local.state_dir import StateDir, replace_file
-from millstream.roles import RoleFailed
 from millstream.up import House, up
+
+
+class ModelRefused(Exception):
+    """A file that holds no model to serve, or not the one its version holds already; the message says why."""
 
 
 def serve(
@@ -31,7 +33,7 @@ def serve(
 ) -> int:
     """Drafts, shows, publishes to the local store, and serves until Ctrl-C; the exit code.
 
-    Raises RoleFailed where there is no model to serve, and what `up` raises.
+    Raises ModelRefused where there is no model to serve, and what `up` raises.
     """
     console = Console(stderr=True, quiet=quiet)
     model_id = model_id or _name(file)
@@ -42,7 +44,7 @@ def serve(
     try:
         drafted = draft(file, model_id=model_id, version=version, rows=csv, output=output)
     except DraftFailed as error:
-        raise RoleFailed(str(error)) from None
+        raise ModelRefused(str(error)) from None
     console.print(f"The signature of {model_id} {version}, drafted from the model" + (" and the CSV:" if csv else ":"))
     console.print(Syntax(drafted.signature.decode(), "json", background_color="default"))
     for note in drafted.notes:
@@ -62,7 +64,7 @@ def _publish(folder: Path, drafted: Draft) -> None:
     artifact = folder / drafted.model_file
     if artifact.exists():
         if artifact.read_bytes() != drafted.artifact:
-            raise RoleFailed(f"{folder} holds another model already: versions do not change, so give a new --version")
+            raise ModelRefused(f"{folder} holds another model already: versions do not change, so give a new --version")
         if (folder / "signature.json").exists():
             return
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,16 +82,17 @@ def _lines(house: House, model_id: str, drafted: Draft) -> list[str]:
     """Three ways on that work as they stand."""
     state = shlex.quote(str(house.settings.state_dir))
     named = " ".join(f"-f {shlex.quote(f'{name}={_plain(value)}')}" for name, value in drafted.example.items())
-    features = json.dumps(dict(drafted.example)).replace("true", "True").replace("false", "False")
+    features = repr(dict(drafted.example))
     return [
         "",
         "Ask it:",
         f"  millstream predict {model_id} {named} --state-dir {state}",
         "From Python:",
-        "  from millstream import Client",
-        f"  with Client({house.gateway!r}) as client:",
-        f"      answer = client.predict({model_id!r}, features={features})",
-        "      print(answer.outputs)",
+        # At the margin, where Python takes them as they are pasted.
+        "from millstream import Client",
+        f"with Client({house.gateway!r}) as client:",
+        f"    answer = client.predict({model_id!r}, features={features})",
+        "    print(answer.outputs)",
         "What was asked and answered:",
         f"  millstream events query --model {model_id} --state-dir {state}",
         "",

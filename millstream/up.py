@@ -2,34 +2,53 @@
 
 redis (embedded) -> registry, sink -> workers -> gateway
 stop: gateway, workers, sink and registry, redis
+
+The console gets a line for each thing that its person may want to know; what the supervisor does in detail is in
+logs/up.log, and what each child says in a log of its own beside it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import math
+import shlex
 import signal
+import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import anyio
+import anyio.to_thread
 import grpc
-import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from redis.exceptions import BusyLoadingError, RedisError
 
+from contract.connection import connect
 from contract.settings import Settings
 from millstream import pool
+from millstream.calls import channel_options
 from millstream.local.child import Child
 from millstream.local.embedded_redis import EmbeddedServer, Lifeline
+from millstream.local.life import ending
+from millstream.local.log_file import logged_to
 from millstream.local.state_dir import StateDir
 from millstream.local.state_lock import StateLock
 from millstream.local.supervisor import Supervisor
-from millstream.roles import ADDRESS
-
-log = structlog.get_logger()
+from millstream.roles import ADDRESS, RoleFailed
+from protos import millstream_v1_pb2 as v1
+from protos import millstream_v1_pb2_grpc as v1_grpc
 
 HEALTH_EVERY_S = 0.1
+NOTHING_S = 1.0
+"""How long health is waited for where the registry has nothing that could be served."""
+REGISTRY_S = 5.0
+ON_THE_WAY = ("live", "loading", "waiting")
+"""States of versions that answer or are going to."""
 LOAD_REDIS_S = 60.0
 """Longest silence of the embedded server while it loads its append-only file."""
 
@@ -44,18 +63,31 @@ class House:
     supervisor: Supervisor
     addresses: dict[str, str] = field(default_factory=dict)
     """gateway, redis, event_log, registry."""
+    began: float = field(default_factory=time.monotonic)
+    stopping: bool = False
 
     @property
     def gateway(self) -> str:
         return self.addresses["gateway"]
 
     def pids(self, role: str) -> list[int]:
-        """Living processes whose name is the role, or starts with it and a number."""
+        """Processes that serve, and whose name is the role, or starts with it and a number."""
         return [
             standing.pid
             for standing in self.supervisor.standings()
-            if standing.pid is not None and (standing.name == role or standing.name.startswith(f"{role}-"))
+            if standing.pid is not None
+            and standing.state == "serving"
+            and (standing.name == role or standing.name.startswith(f"{role}-"))
         ]
+
+    async def versions(self) -> list[v1.VersionInfo] | None:
+        """Every version that the registry knows; None where it does not answer."""
+        address = self.addresses["registry"]
+        async with grpc.aio.insecure_channel(address, options=channel_options(address)) as channel:
+            stub: Any = v1_grpc.RegistryStub(channel)
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                return list((await stub.ListVersions(v1.ListVersionsRequest(), timeout=REGISTRY_S)).versions)
+        return None
 
     async def serving(self, within_s: float) -> bool:
         """Whether the gateway's health came to SERVING in time."""
@@ -73,32 +105,55 @@ class House:
 
 @contextlib.asynccontextmanager
 async def running(settings: Settings, say: Say) -> AsyncIterator[House]:
-    """Everything up, until the block is left; `say` gets a line for each step.
+    """Everything up, until the block is left; `say` gets a line for each step, and one for each child that dies.
 
-    Raises StateDirError, ServerMissing, ChildFailed.
+    Without a store in the settings the stock models are served.
+    Raises StateDirError, ServerMissing, ChildFailed, RoleFailed.
     """
+    began = time.monotonic()
     state = StateDir(settings.state_dir).create()
     async with contextlib.AsyncExitStack() as stack:
         lock = stack.enter_context(StateLock.take(state, on_wait=say))
+        _check_listen(settings.listen)
+        stack.enter_context(logged_to(state.logs / "up.log", settings.log_level))
+        if not settings.store_url:
+            stock = await anyio.to_thread.run_sync(_stock, state, say)
+            settings = settings.model_copy(update={"store_url": str(stock)})
         lifeline = stack.enter_context(Lifeline())
         sockets = lock.sockets
         house: House
+        dead_since: dict[str, float] = {}
 
         async def died(name: str, pid: int, returncode: int) -> None:
+            # A child that never served has no standing any more: `start` raises why.
+            if not house.stopping and any(standing.name == name for standing in supervisor.standings()):
+                dead_since.setdefault(name, time.monotonic())
+                say(f"{name:<10}pid {pid} {ending(returncode)}; starting it again (log: {state.logs / name}.log)")
             await pool.reap(settings, house.addresses["redis"], name, pid, returncode)
+
+        def serves(name: str, pid: int) -> None:
+            if since := dead_since.pop(name, None):
+                say(f"{name:<10}pid {pid} is in its place after {time.monotonic() - since:.1f} s")
 
         def progress(name: str, text: str) -> None:
             if text.startswith(ADDRESS):
                 house.addresses["gateway"] = text.removeprefix(ADDRESS)
             else:
-                say(f"{name}: {text}")
+                say(f"{name:<10}{text}")
 
-        supervisor = Supervisor(state.logs, fds=(lifeline.write_fd, lock.fd), on_death=died, on_progress=progress)
-        house = House(settings, supervisor)
+        supervisor = Supervisor(
+            state.logs,
+            fds=(lifeline.write_fd, lock.fd),
+            on_death=died,
+            on_progress=progress,
+            on_serving=serves,
+        )
+        house = House(settings, supervisor, began=began)
         await stack.enter_async_context(supervisor)
         stack.push_async_callback(_stop, house, say)
 
         if settings.redis_url:
+            await anyio.to_thread.run_sync(_reach, settings.redis_url)
             house.addresses["redis"] = settings.redis_url
         else:
             server = EmbeddedServer.prepare(
@@ -124,7 +179,10 @@ async def running(settings: Settings, say: Say) -> AsyncIterator[House]:
         await _start_together(supervisor, [_role("registry", told, "run"), _role("sink", told)])
         say(f"workers   {settings.workers}")
         await _start_together(supervisor, pool.workers(told, settings.workers))
-        await supervisor.start(_role("gateway", told), ready_within=60.0)
+        gateway = _role("gateway", told)
+        await supervisor.start(gateway, ready_within=60.0)
+        # The port it took is what callers know by now: another gateway in its place listens there again.
+        supervisor.revise(replace(gateway, env={**gateway.env, "MILLSTREAM_LISTEN": house.gateway}))
         lock.announce(house.addresses)
         say(f"gateway   {house.gateway}")
         yield house
@@ -135,43 +193,64 @@ def up(
 ) -> int:
     """Runs until SIGTERM or SIGINT, then drains; the exit code. Without a store the stock models are served.
 
-    `on_serving` is called once every production model answers.
+    `on_serving` is called once every production model answers. A second signal ends everything at once.
 
-    Raises StateDirError, ServerMissing, ChildFailed.
+    Raises StateDirError, ServerMissing, ChildFailed, RoleFailed.
     """
     say = _quiet if quiet else _tell
-    settings = settings.model_copy(update={"store_url": store or str(_stock(settings, say))})
+    settings = settings.model_copy(update={"store_url": store})
     anyio.run(_until_stopped, settings, say, on_serving)
     return 0
 
 
 async def _until_stopped(settings: Settings, say: Say, on_serving: Callable[[House], None] | None) -> None:
+    houses: list[House] = []
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with anyio.create_task_group() as tasks:
+            work = anyio.CancelScope()
 
             async def until_told() -> None:
                 async for _ in signals:
-                    say("stopping: what was accepted is finished first")
-                    tasks.cancel_scope.cancel()
-                    return
+                    if not work.cancel_called:
+                        say("stopping: what was accepted is finished first; a second Ctrl-C ends it now")
+                        work.cancel()
+                    else:
+                        for house in houses:
+                            house.supervisor.kill()
 
             tasks.start_soon(until_told)
-            async with running(settings, say) as house:
-                if await house.serving(within_s=settings.load_limit_s):
-                    say(f"serving   ask it: millstream predict --state-dir {settings.state_dir}")
+            with work:
+                async with running(settings, say) as house:
+                    houses.append(house)
+                    await _until_serving(house, say)
                     if on_serving:
                         on_serving(house)
-                else:
-                    state = f"--state-dir {settings.state_dir}"
-                    say(f"waiting   no model is live, or not every one; `millstream registry list {state}` says why")
-                await anyio.sleep_forever()
+                    await anyio.sleep_forever()
+            tasks.cancel_scope.cancel()
 
 
-def _stock(settings: Settings, say: Say) -> Path:
-    """The stock models in the state directory."""
+async def _until_serving(house: House, say: Say) -> None:
+    """Says what is not served and why, and when everything else is, however long that takes."""
+    state = f"--state-dir {shlex.quote(str(house.settings.state_dir))}"
+    listed = await house.versions()
+    for version in listed or ():
+        if version.state == "refused":
+            name = f"{version.model_id} {version.version}".strip() or version.location
+            say(f"registry  {name} is not served: {version.problem}")
+    comes = listed is None or any(version.state in ON_THE_WAY for version in listed)
+    if not await house.serving(within_s=house.settings.load_limit_s if comes else NOTHING_S):
+        what = "not every model is live yet" if comes else "there is no model to serve yet"
+        say(f"waiting   {what}; `millstream registry list {state}` says more")
+        await house.serving(within_s=math.inf)
+    took = time.monotonic() - house.began
+    say(f"serving   after {took:.1f} s; ask it: millstream predict {state}")
+
+
+def _stock(state: StateDir, say: Say) -> Path:
+    """The stock models in the state directory, which is ours by now."""
     from millstream.stock import write_stock
 
-    models = StateDir(settings.state_dir).create().path / "models"
+    models = state.path / "models"
     write_stock(models, progress=lambda line: say(f"models    {line}"))
     return models
 
@@ -187,8 +266,11 @@ def _quiet(_text: str) -> None:
 
 async def _stop(house: House, say: Say) -> None:
     """In order, so that the last of the work finds everything it needs."""
+    house.stopping = True
     with anyio.CancelScope(shield=True):
         names = [standing.name for standing in house.supervisor.standings()]
+        if not names:
+            return
         order = [
             ["gateway"],
             [name for name in names if name.startswith("worker-")],
@@ -197,6 +279,47 @@ async def _stop(house: House, say: Say) -> None:
         ]
         await house.supervisor.stop(order, grace=house.settings.drain_s + 2)
         say("stopped")
+
+
+def _check_listen(listen: str) -> None:
+    """Refuses an address that is taken before anything is started. Raises RoleFailed."""
+    host, _, port = listen.rpartition(":")
+    if listen.startswith("unix:"):
+        return
+    if not (host and port.isascii() and port.isdigit() and int(port) < 2**16):
+        raise RoleFailed(f"expected HOST:PORT to listen on, got {listen!r}: choose another with --listen")
+    try:
+        places = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        for family, kind, proto, _name, place in places:
+            with socket.socket(family, kind, proto) as trial:
+                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                trial.bind(place)
+    except socket.gaierror as error:
+        raise RoleFailed(f"{listen} can't be listened on ({error.strerror}): choose another with --listen") from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            what = "another program listens there; end it"
+        elif error.errno == errno.EACCES:
+            what = "this user may not listen there; take a port above 1023"
+        else:
+            what = f"{error.strerror}; take an address of this machine"
+        raise RoleFailed(f"{listen} can't be listened on: {what}, or choose another with --listen") from None
+
+
+def _reach(url: str) -> None:
+    """Refuses a Redis that does not answer. Raises RoleFailed."""
+    try:
+        with connect(url) as client:
+            client.ping()
+    except BusyLoadingError:
+        pass  # It will be there soon, and everybody waits for it.
+    except (RedisError, OSError, ValueError) as error:
+        from gateway.app import redacted
+
+        raise RoleFailed(
+            f"Redis at {redacted(url)} can't be used: {str(error).rstrip('.')}; "
+            "start it, or leave out --redis-url to have one started"
+        ) from None
 
 
 async def _start_together(supervisor: Supervisor, children: list[Child]) -> None:

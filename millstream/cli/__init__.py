@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from millstream.cli import events, load, models, predict, registry, roles, settings, status
+from millstream.cli import dead, doctor, events, load, models, predict, produce, registry, roles, settings, status
 from millstream.cli.errors import PlainErrors
 
 __all__ = ["app", "main"]
@@ -59,6 +59,7 @@ _VALUES = {"ignore_unknown_options": True}
 app.command("predict", rich_help_panel=_ASK, context_settings=_VALUES)(predict.predict)
 app.command("submit", rich_help_panel=_ASK, context_settings=_VALUES)(predict.submit)
 app.command("result", rich_help_panel=_ASK)(predict.result)
+app.command("produce", rich_help_panel=_ASK)(produce.produce)
 app.command("models", rich_help_panel=_ASK)(models.models)
 
 app.command("up", rich_help_panel=_RUN)(roles.up)
@@ -70,9 +71,11 @@ app.command("worker", rich_help_panel=_RUN)(roles.worker)
 app.command("sink", rich_help_panel=_RUN)(roles.sink)
 
 app.command("status", rich_help_panel=_LOOK)(status.status)
+app.command("doctor", rich_help_panel=_LOOK)(doctor.doctor)
 app.command("load", rich_help_panel=_LOOK)(load.load)
 app.command("settings", rich_help_panel=_LOOK)(settings.settings)
 app.add_typer(events.app, name="events", rich_help_panel=_LOOK)
+app.add_typer(dead.app, name="dead", rich_help_panel=_LOOK)
 registry.app.command("run")(roles.registry)
 app.add_typer(registry.app, name="registry", rich_help_panel=_LOOK)
 

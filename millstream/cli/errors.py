@@ -11,7 +11,10 @@ import typer
 from typer.core import TyperGroup
 
 OK, FALSE, USAGE, REFUSED, NOT_FOUND, UNAVAILABLE, DEADLINE = 0, 1, 2, 3, 4, 5, 6
-INTERRUPTED = 130
+
+_UNEXPECTED = "unexpected"
+_SERVERS = ("gateway", "worker", "sink", "registry")
+"""Whose stderr is a log: there the whole trace of a fault is worth keeping."""
 
 
 _CANNOT_RUN = (
@@ -46,9 +49,9 @@ class PlainErrors(TyperGroup):
         except Exception as error:
             if _of_typer(error):
                 raise  # a usage error, which typer shows with the usage
-            if ctx.params.get("debug"):
-                traceback.print_exc()
             message, code = explained(error)
+            if ctx.params.get("debug") or (ctx.invoked_subcommand in _SERVERS and message.startswith(_UNEXPECTED)):
+                traceback.print_exc()
             print(message, file=sys.stderr)
             raise typer.Exit(code) from None
 
@@ -78,7 +81,7 @@ def explained(error: Exception) -> tuple[str, int]:
     for module, name in _CANNOT_RUN:
         if module in sys.modules and isinstance(error, getattr(sys.modules[module], name)):
             return str(error), UNAVAILABLE
-    return f"unexpected {type(error).__name__}: {error}; `millstream --debug …` shows where", FALSE
+    return f"{_UNEXPECTED} {type(error).__name__}: {error}; `millstream --debug …` shows where", FALSE
 
 
 def _prediction_error(error: Any) -> str:

@@ -15,7 +15,7 @@ StateDirOption = Annotated[
         "--state-dir",
         metavar="DIR",
         envvar="MILLSTREAM_STATE_DIR",
-        help="State directory of the `millstream up` to talk to.  [default: ./millstream-state]",
+        help="State directory of the `millstream up` to talk to (default: ./millstream-state).",
         rich_help_panel=_WHERE,
     ),
 ]

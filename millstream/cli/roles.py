@@ -24,35 +24,39 @@ def _option(*names: str, panel: str = _SETTINGS, **more: Any) -> Any:
 
 StateDirOption = Annotated[
     Path | None,
-    _option("--state-dir", metavar="DIR", help="Where databases, keys and logs stand.  [default: ./millstream-state]"),
+    _option("--state-dir", metavar="DIR", help="Where databases, keys and logs stand (default: ./millstream-state)."),
 ]
 RedisOption = Annotated[
     str | None, _option("--redis-url", metavar="URL", help="Your Redis or Valkey; without it one is started.")
 ]
 NeededRedisOption = Annotated[str | None, _option("--redis-url", metavar="URL", help="Redis or Valkey to work with.")]
-PrefixOption = Annotated[str | None, _option("--prefix", help="First part of every key.  [default: ms]")]
+PrefixOption = Annotated[str | None, _option("--prefix", help="First part of every key (default: ms).")]
 ListenOption = Annotated[
     str | None,
     _option(
         "--listen",
         metavar="HOST:PORT",
-        help="Where the gateway listens; port 0 takes a free one.  [default: 127.0.0.1:50051]",
+        help="Where the gateway listens; port 0 takes a free one (default: 127.0.0.1:50051).",
     ),
 ]
-EngineOption = Annotated[str | None, _option("--engine", help="auto, grpcio or native.  [default: auto]")]
-WorkersOption = Annotated[int | None, _option("--workers", min=1, help="Worker processes.  [default: 1]")]
+EngineOption = Annotated[str | None, _option("--engine", help="auto, grpcio or native (default: auto).")]
+WorkersOption = Annotated[int | None, _option("--workers", min=1, help="Worker processes (default: 1).")]
 StoreOption = Annotated[
     str | None,
-    _option("--store", metavar="DIR|URL", help="Where the models are: a folder, or azure://container[/prefix]."),
+    _option(
+        "--store",
+        metavar="DIR|URL",
+        help="Where the models are: a folder, or azure://container or azure://container/prefix.",
+    ),
 ]
 PollOption = Annotated[
     float | None,
-    _option("--poll", metavar="SECONDS", help="How often the registry looks into the store.  [default: 300]"),
+    _option("--poll", metavar="SECONDS", help="How often the registry looks into the store (default: 300)."),
 ]
 FeaturesUrlOption = Annotated[
     str | None,
     _option(
-        "--features-url", metavar="URL", panel=_FEATURES, help="Redis of the feature store.  [default: the main one]"
+        "--features-url", metavar="URL", panel=_FEATURES, help="Redis of the feature store (default: the main one)."
     ),
 ]
 FeaturesFileOption = Annotated[
@@ -61,17 +65,17 @@ FeaturesFileOption = Annotated[
 ]
 FsyncOption = Annotated[
     str | None,
-    _option("--fsync", panel=_EMBEDDED, help="everysec or always: what a power loss may cost.  [default: everysec]"),
+    _option("--fsync", panel=_EMBEDDED, help="everysec or always: what a power loss may cost (default: everysec)."),
 ]
 MaxMemoryOption = Annotated[
     str | None,
-    _option("--maxmemory", metavar="SIZE", panel=_EMBEDDED, help="Such as 2gb.  [default: a quarter of RAM]"),
+    _option("--maxmemory", metavar="SIZE", panel=_EMBEDDED, help="Such as 2gb (default: a quarter of RAM)."),
 ]
 ModelsOption = Annotated[
     list[str] | None, _option("--model", metavar="MODEL", help="Serve this model only; repeatable.")
 ]
-LogLevelOption = Annotated[str | None, _option("--log-level", help="debug, info, warning or error.  [default: info]")]
-LogFormatOption = Annotated[str | None, _option("--log-format", help="auto, console or json.  [default: auto]")]
+LogLevelOption = Annotated[str | None, _option("--log-level", help="debug, info, warning or error (default: info).")]
+LogFormatOption = Annotated[str | None, _option("--log-format", help="auto, console or json (default: auto).")]
 
 
 def up(
@@ -103,7 +107,7 @@ def up(
     """
     from millstream.up import up as run
 
-    settings = _settings(
+    settings = settings_of(
         state_dir=state_dir,
         store_url=store,
         listen=listen,
@@ -119,6 +123,15 @@ def up(
         log_level=log_level,
         log_format=log_format,
     )
+    if settings.embedded_maxmemory:
+        from millstream.cli.errors import USAGE, CommandFailed
+        from millstream.local.embedded_redis import memory_limit
+
+        try:
+            memory_limit(settings.embedded_maxmemory)
+        except ValueError as error:
+            name = "--maxmemory" if maxmemory else "MILLSTREAM_EMBEDDED_MAXMEMORY"
+            raise CommandFailed(f"{name}: {error}", USAGE) from None
     _end(run(settings, store=settings.store_url, quiet=quiet))
 
 
@@ -139,7 +152,7 @@ def demo(
     """
     from millstream.demo import demo as run
 
-    _end(run(_settings(state_dir=state_dir, workers=workers), keep=keep, as_json=as_json, quiet=quiet))
+    _end(run(settings_of(state_dir=state_dir, workers=workers), keep=keep, as_json=as_json, quiet=quiet))
 
 
 def serve(
@@ -149,7 +162,8 @@ def serve(
         typer.Option("--csv", metavar="FILE", help="Rows it was trained on: names and types are read from it."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", metavar="NAME", help="[default: the file's name]", show_default=False)
+        str | None,
+        typer.Option("--model", metavar="NAME", help="What to call it (default: the file's name).", show_default=False),
     ] = None,
     version: Annotated[str, typer.Option("--version", metavar="V", help="Its version.")] = "1.0.0",
     output: Annotated[
@@ -169,10 +183,15 @@ def serve(
 
       millstream serve churn.joblib --csv train.csv
     """
+    from millstream.cli.errors import REFUSED, CommandFailed
+    from millstream.serve import ModelRefused
     from millstream.serve import serve as run
 
-    settings = _settings(state_dir=state_dir, listen=listen, workers=workers)
-    _end(run(settings, file, csv=csv, model_id=model, version=version, output=output, yes=yes, quiet=quiet))
+    settings = settings_of(state_dir=state_dir, listen=listen, workers=workers)
+    try:
+        _end(run(settings, file, csv=csv, model_id=model, version=version, output=output, yes=yes, quiet=quiet))
+    except ModelRefused as error:
+        raise CommandFailed(str(error), REFUSED) from None
 
 
 def stock(
@@ -217,7 +236,7 @@ def gateway(
     from millstream.roles import gateway as run
 
     run(
-        _settings(
+        settings_of(
             redis_url=redis_url,
             listen=listen,
             prefix=prefix,
@@ -251,7 +270,7 @@ def worker(
     from millstream.roles import worker as run
 
     run(
-        _settings(
+        settings_of(
             redis_url=redis_url,
             workers=workers,
             models=tuple(model) if model else None,
@@ -272,7 +291,7 @@ def sink(
         _option(
             "--listen",
             metavar="HOST:PORT",
-            help="Where the event log listens.  [default: a socket in the state directory]",
+            help="Where the event log listens (default: 127.0.0.1:50053).",
         ),
     ] = None,
     prefix: PrefixOption = None,
@@ -284,12 +303,12 @@ def sink(
 
     [bold]Example[/bold]
 
-      millstream sink --redis-url redis://HOST:6379 --listen 0.0.0.0:50052
+      millstream sink --redis-url redis://HOST:6379 --listen 0.0.0.0:50053
     """
     from millstream.roles import sink as run
 
     run(
-        _settings(
+        settings_of(
             redis_url=redis_url,
             sink_listen=listen,
             prefix=prefix,
@@ -308,7 +327,7 @@ def registry(
         _option(
             "--listen",
             metavar="HOST:PORT",
-            help="Where the registry listens.  [default: a socket in the state directory]",
+            help="Where the registry listens (default: 127.0.0.1:50052).",
         ),
     ] = None,
     poll: PollOption = None,
@@ -326,7 +345,7 @@ def registry(
     from millstream.roles import registry as run
 
     run(
-        _settings(
+        settings_of(
             redis_url=redis_url,
             store_url=store,
             registry_listen=listen,
@@ -339,7 +358,8 @@ def registry(
     )
 
 
-def _settings(**flags: Any) -> Settings:
+def settings_of(**flags: Any) -> Settings:
+    """The settings in force with these flags; one that is None was not given. Raises SettingsError."""
     from contract.settings import Settings
 
     return Settings.read(**flags)

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from contract.request import Native, native
 from contract.signature_parts import Feature
+from ingest.cell import typed as typed
 from millstream.cli.errors import REFUSED, CommandFailed
 from protos import millstream_v1_pb2 as v1
 
-_FLOAT = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
-_INT = re.compile(r"[+-]?[0-9]{1,40}(\.0*)?")
-_BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 MOST_FAULTS = 20
 
 
@@ -31,9 +28,9 @@ def features_of(model: v1.Model) -> list[Feature]:
             has_default=not spec.required,
             default=native(spec.default),
             nullable=spec.nullable,
-            categories=tuple(native(category) for category in spec.categories),
-            min=spec.min if spec.HasField("min") else None,
-            max=spec.max if spec.HasField("max") else None,
+            categories=tuple(native(category) for category in spec.categories) or None,
+            min=_bound(spec, "min"),
+            max=_bound(spec, "max"),
             example=native(spec.example) if spec.HasField("example") else None,
             unit=spec.unit,
             description=spec.description,
@@ -42,23 +39,11 @@ def features_of(model: v1.Model) -> list[Feature]:
     ]
 
 
-def typed(text: str, feature: Feature) -> Native:
-    """The text as the feature's type; bounds are left to the model's gateway.
-
-    `null`, or nothing for a string, is null where the feature takes it. Raises ValueError saying what was expected.
-    """
-    plain = text.strip()
-    if feature.nullable and (plain == "" or (plain == "null" and feature.type != "string")):
+def _bound(spec: v1.FeatureSpec, name: Literal["min", "max"]) -> float | int | None:
+    if not spec.HasField(name):
         return None
-    if feature.type == "string":
-        return text
-    if feature.type == "bool" and plain.lower() in _BOOLS:
-        return _BOOLS[plain.lower()]
-    if feature.type == "int" and _INT.fullmatch(plain):
-        return int(plain.partition(".")[0])
-    if feature.type == "float" and _FLOAT.fullmatch(plain):
-        return float(plain)
-    raise ValueError(f"expected {feature.expected}, got {text[:60]!r}")
+    bound: float = getattr(spec, name)
+    return int(bound) if spec.type == "int" and bound.is_integer() else bound
 
 
 def inputs_of(texts: Sequence[str], features: Sequence[Feature]) -> list[Native]:

@@ -126,7 +126,7 @@ class EmbeddedServer:
             # Neither site-packages nor the working directory: the keeper needs the standard library alone.
             argv=(
                 *(sys.executable, "-I", "-S", "-c", _START, os.fspath(root)),
-                *(str(lifeline.read_fd), str(lock_fd), os.fspath(self.directory / "server.lock")),
+                *(str(lifeline.read_fd), os.fspath(self.directory / "server.lock")),
                 *(os.fspath(self.socket), os.fspath(Path(keeper.__file__).with_name("shim.py"))),
                 *(os.fspath(self.binary), os.fspath(self.config_file)),
             ),

@@ -23,7 +23,8 @@ from fcntl import LOCK_EX, LOCK_NB, flock
 
 from millstream.local.ready import notify_failed, notify_progress, notify_ready
 
-_STOP_WITHIN = 10.0
+# What it has written is the kernel's already: killed after this, it loses no more than a power cut would.
+_STOP_WITHIN = 8.0
 # An earlier server whose keeper was killed is stopping: its last fsync may take a while.
 _FORERUNNER_WITHIN = 15.0
 _POLL = 0.02
@@ -131,14 +132,21 @@ def _locked(fd: int) -> bool:
     return True
 
 
-def keep(lifeline: int, held: list[int], guard_path: str, socket_path: str, shim: str, argv: list[str]) -> int:
-    """Run the server until the lifeline ends (0) or the server does (1); `held` descriptors go on to the server."""
+def keep(lifeline: int, guard_path: str, socket_path: str, shim: str, argv: list[str]) -> int:
+    """Run the server until the lifeline ends (0) or the server does (1).
+
+    Every other descriptor that was handed to the keeper, the state directory's lock above all, goes on to the server.
+    """
     wakeups = _Wakeups(lifeline)
     # The server inherits this lock: two of them must never write the same file, even where a keeper was killed.
     guard = os.open(guard_path, os.O_RDWR | os.O_CREAT, 0o600)
     give_up = time.monotonic() + _FORERUNNER_WITHIN
     wakeups.wait(0)
+    told = ""
     while not _locked(guard):
+        if not told:
+            told = "waiting for an earlier server to end"
+            notify_progress(told)
         if time.monotonic() > give_up:
             notify_failed(f"an earlier server still writes there: `fuser {guard_path}` names it; end it with kill -9")
             return 1
@@ -147,11 +155,10 @@ def keep(lifeline: int, held: list[int], guard_path: str, socket_path: str, shim
             break
     if wakeups.over:
         return 0
-    for fd in (*held, guard):
-        os.set_inheritable(fd, True)
+    os.set_inheritable(guard, True)
     os.set_inheritable(lifeline, False)
     server = _Server.start(shim, argv)
-    serving, told = False, ""
+    serving = False
     while not wakeups.over:
         wakeups.wait(None if serving else _POLL)
         if wakeups.child_ended and server.ended():
@@ -174,13 +181,13 @@ def keep(lifeline: int, held: list[int], guard_path: str, socket_path: str, shim
 
 
 def main(argv: list[str]) -> int:
-    """LIFELINE_FD HELD_FD[,HELD_FD...] GUARD_FILE SOCKET SHIM SERVER [ARG...]"""
-    lifeline, held, guard_path, socket_path, shim, *server = argv
+    """LIFELINE_FD GUARD_FILE SOCKET SHIM SERVER [ARG...]"""
+    lifeline, guard_path, socket_path, shim, *server = argv
     ready_fd = os.environ.get("MILLSTREAM_READY_FD", "")
     if ready_fd:
         os.set_inheritable(int(ready_fd), False)
     try:
-        return keep(int(lifeline), [int(fd) for fd in held.split(",") if fd], guard_path, socket_path, shim, server)
+        return keep(int(lifeline), guard_path, socket_path, shim, server)
     except OSError as error:
         notify_failed(str(error))
         return 1

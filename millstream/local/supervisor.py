@@ -25,10 +25,13 @@ from millstream.local.life import Life, ending
 
 OnDeath = Callable[[str, int, int], Awaitable[None]]
 OnProgress = Callable[[str, str], None]
+OnServing = Callable[[str, int], None]
 
 # After SIGKILL only a process stuck in the kernel stays; nobody can wait that out.
 _KILLED_WITHIN = 2.0
 _ON_DEATH_WITHIN = 5.0
+# The embedded server's keeper gives it 8 s before it kills it; killed itself, it could not.
+_LASTING_GRACE = 10.0
 
 _log = structlog.get_logger()
 
@@ -85,7 +88,8 @@ class Supervisor:
     """The children of one process. Use it with `async with`, in the main thread; leaving the block ends them all.
 
     `fds` are inherited by every child that names none of its own. `on_death(name, pid, returncode)` is awaited
-    beside the restart, for every process that ended, whoever ended it.
+    beside the restart, for every process that ended, whoever ended it. `on_serving(name, pid)` is called whenever a
+    process of a child has come up.
     """
 
     def __init__(
@@ -95,11 +99,13 @@ class Supervisor:
         fds: Sequence[int] = (),
         on_death: OnDeath | None = None,
         on_progress: OnProgress | None = None,
+        on_serving: OnServing | None = None,
     ) -> None:
         self._logs = logs
         self._fds = tuple(fds)
         self._on_death = on_death
         self._on_progress = on_progress
+        self._on_serving = on_serving
         self._seats: dict[str, _Seat] = {}
         self._tasks: TaskGroup
 
@@ -148,6 +154,13 @@ class Supervisor:
             raise ChildFailed(child.name, "it was stopped before it served", self._logs / f"{child.name}.log", ())
         return life.process.pid
 
+    def revise(self, child: Child) -> None:
+        """Run this from the next life of the child of that name on; the living one goes on as it is.
+
+        Raises KeyError for an unknown name.
+        """
+        self._seats[child.name].child = child
+
     async def replace(self, name: str, *, grace: float = 0.0) -> int:
         """End one child and start it again without a pause; the new pid, once it serves.
 
@@ -177,8 +190,8 @@ class Supervisor:
         """End the children group by group; each group has `grace` seconds after its stop signals, then SIGKILL.
 
         A group whose turn has not come is looked after as ever: the last of the work still needs it. Children in
-        no group end together after the named ones, those that outlive their parent last of all.
-        It takes at most (groups + 2) * (grace + 2) seconds, and goes on when it is cancelled.
+        no group end together after the named ones, those that outlive their parent last of all; these have
+        10 seconds at least. It takes at most (groups + 2) * (grace + 2) + 10 seconds, and goes on when cancelled.
         """
         groups = [[self._seats[name] for name in group if name in self._seats] for group in order]
         named = {seat.child.name for group in groups for seat in group}
@@ -204,7 +217,7 @@ class Supervisor:
                     ends.start_soon(self._end_seat, seat, grace)
 
     async def _end_seat(self, seat: _Seat, grace: float) -> None:
-        await self._end_life(seat, grace)
+        await self._end_life(seat, grace if seat.child.orphan_signal is not None else max(grace, _LASTING_GRACE))
         with anyio.move_on_after(_KILLED_WITHIN):
             await seat.empty.wait()
         if not seat.empty.is_set():
@@ -278,6 +291,8 @@ class Supervisor:
             _log.info("child serves", name=seat.child.name, pid=life.process.pid)
             seat.proven = True
             seat.first.set()
+            if self._on_serving is not None:
+                self._on_serving(seat.child.name, life.process.pid)
         else:
             _log.error("child did not start", name=seat.child.name, pid=life.process.pid, reason=life.failure)
 
@@ -290,5 +305,5 @@ class Supervisor:
         try:
             with anyio.fail_after(_ON_DEATH_WITHIN):
                 await on_death(name, pid, returncode)
-        except Exception:
+        except Exception:  # noqa: BLE001  (whatever it is, it is logged and the children are looked after)
             _log.exception("what follows a death failed", name=name, pid=pid)
