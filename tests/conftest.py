@@ -5,11 +5,19 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
+import hypothesis
 import pytest
 import redis
 
 from tests.servers import Azurite, RedisServer
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile(
+    "millstream", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("millstream")
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +61,13 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
     """Azurite, shared by the whole run: each test makes a container of its own."""
     with Azurite(tmp_path_factory.mktemp("azurite")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the stock models, `<model>/<version>/`; read only."""
+    from millstream.stock import write_stock  # trains: only where a test asks for it
+
+    folder = tmp_path_factory.mktemp("stock")
+    write_stock(folder)
+    return folder

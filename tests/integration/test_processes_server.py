@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,7 @@ from millstream.local.embedded_redis import (
 from millstream.local.keeper import probe
 from millstream.local.state_dir import StateDir
 from millstream.local.state_lock import StateDirInUse, StateLock
-from millstream.local.supervisor import Supervisor
+from millstream.local.supervisor import OnProgress, Supervisor
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.integration
@@ -93,6 +94,19 @@ def value(url: str, key: str) -> object:
     return None
 
 
+@contextmanager
+def hung(path: Path) -> Iterator[None]:
+    """The server in a script without an end: it heeds no SIGTERM, only SIGKILL.
+
+    SIGSTOP would not do: the kernel continues a stopped process whose group is orphaned.
+    """
+    with socket.socket(socket.AF_UNIX) as link:
+        link.connect(os.fspath(path))
+        link.sendall(b'EVAL "while true do end" 0\r\n')
+        until(lambda: not probe(os.fspath(path))[0])
+        yield
+
+
 def server_pid(url: str) -> int:
     with connected(url) as client:
         return int(client.info("server")["process_id"])
@@ -118,14 +132,22 @@ class Up:
             text=True,
             env={**os.environ, "PYTHONPATH": os.fspath(ROOT)},
         )
-        self.said = ""
+        try:
+            self._meet(state)
+        except BaseException:
+            # Its death ends all that belongs to it.
+            self.kill()
+            raise
+
+    def _meet(self, state: StateDir) -> None:
+        said = ""
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self.said += line
+            said += line
             if line == "up\n":
                 break
         else:
-            raise AssertionError(self.said)
+            raise AssertionError(said)
         addresses = dict(state.require_running().addresses)
         self.url = addresses.pop("server")
         self.children = {name: int(pid) for name, pid in addresses.items()}
@@ -163,13 +185,20 @@ def running(state: StateDir, lasting: str = "") -> Iterator[Up]:
 Scene = Callable[[Supervisor, EmbeddedServer, StateLock, Lifeline], Awaitable[None]]
 
 
-def with_server(state: StateDir, scene: Scene, *, maxmemory: str = "64mb", fsync: str = "everysec") -> None:
+def with_server(
+    state: StateDir,
+    scene: Scene,
+    *,
+    maxmemory: str = "64mb",
+    fsync: str = "everysec",
+    on_progress: OnProgress | None = None,
+) -> None:
     async def play() -> None:
         with StateLock.take(state) as lock, Lifeline() as lifeline:
             server = EmbeddedServer.prepare(
                 state, lock.sockets.redis, maxmemory=maxmemory, fsync="always" if fsync == "always" else "everysec"
             )
-            async with Supervisor(state.logs, fds=(lock.fd, lifeline.write_fd)) as supervisor:
+            async with Supervisor(state.logs, fds=(lock.fd, lifeline.write_fd), on_progress=on_progress) as supervisor:
                 await supervisor.start(server.child(lifeline, lock.fd))
                 await scene(supervisor, server, lock, lifeline)
                 await supervisor.stop()
@@ -228,18 +257,24 @@ def test_the_server_ends_with_a_killed_keeper_where_up_is_gone_too(state: StateD
 
 
 def test_the_directory_is_not_free_while_the_server_still_writes(state: StateDir) -> None:
-    """Frozen, it can't heed the signal that its keeper's death sends; the next `up` must not come in."""
-    with running(state) as up:
-        os.kill(up.server, signal.SIGSTOP)
+    """Hung, it does not heed the signal that its keeper's death sends; the next `up` must not come in."""
+    with running(state) as up, hung(state.path / "redis.sock"):
         os.kill(up.process.pid, signal.SIGSTOP)
         os.kill(up.keeper, signal.SIGKILL)
         up.kill()
         until(lambda: up.living() == [up.server], within=10)
         with pytest.raises(StateDirInUse, match="processes of an earlier"):
-            StateLock.take(state, wait=0)
-        os.kill(up.server, signal.SIGCONT)
+            StateLock.take(state, wait=0.2)
+        os.kill(up.server, signal.SIGKILL)
         until(lambda: up.living() == [], within=10)
         until(lambda: lock_is_free(state), within=10)
+
+
+@pytest.mark.slow
+def test_a_hung_server_does_not_stay_either(state: StateDir) -> None:
+    with running(state) as up, hung(state.path / "redis.sock"):
+        up.kill()
+        until(lambda: up.living() == [] and lock_is_free(state), within=20)
 
 
 def test_signals_meant_for_its_users_do_not_end_the_server(state: StateDir) -> None:
@@ -288,21 +323,21 @@ def test_after_a_killed_keeper_one_server_writes_and_the_data_is_there(state: St
 
 
 def test_a_forerunner_that_still_writes_is_waited_for(state: StateDir) -> None:
-    """The old server is frozen, so its lock is held; the next one may not touch the file until it is gone."""
+    """The old server hangs, so its lock is held; the next one may not touch the file until it is gone."""
 
     async def scene(supervisor: Supervisor, server: EmbeddedServer, lock: StateLock, lifeline: Lifeline) -> None:
         first, keeper = server_pid(server.url), supervisor.standings()[0].pid
         assert keeper is not None
-        os.kill(first, signal.SIGSTOP)
-        os.kill(keeper, signal.SIGKILL)
-        await in_thread(lambda: [s.pid for s in supervisor.standings() if s.pid not in (None, keeper)])
-        assert start_mark(first) is not None
-        assert [s.state for s in supervisor.standings()] == ["starting"]
-        os.kill(first, signal.SIGKILL)
+        with hung(lock.sockets.redis):
+            os.kill(keeper, signal.SIGKILL)
+            await in_thread(lambda: said == [("redis", "waiting for an earlier server to end")])
+            assert (state.logs / "redis.log").read_text().count("Ready to accept connections") == 1
+            os.kill(first, signal.SIGKILL)
         await in_thread(lambda: [s.state for s in supervisor.standings()] == ["serving"])
         assert server_pid(server.url) != first
 
-    with_server(state, scene)
+    said: list[tuple[str, str]] = []
+    with_server(state, scene, on_progress=lambda name, text: said.append((name, text)))
 
 
 @pytest.mark.parametrize("fsync", ["everysec", "always"])

@@ -296,7 +296,10 @@ def test_who_does_not_stop_in_time_is_killed(tmp_path: Path) -> None:
 
 def test_a_stopped_process_is_ended_too(tmp_path: Path) -> None:
     async def scene(house: House) -> None:
-        os.kill(await house.supervisor.start(house.child("frozen")), signal.SIGSTOP)
+        pid = await house.supervisor.start(house.child("frozen"))
+        os.kill(pid, signal.SIGSTOP)
+        # A SIGTERM that comes before it has stopped would still end it.
+        await until(lambda: ") T " in Path(f"/proc/{pid}/stat").read_text())
         await house.supervisor.stop(grace=0.2)
 
     assert [returncode for _, _, returncode in in_house(tmp_path, scene).deaths] == [-9]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -17,10 +17,11 @@ from contract.connection import connect_async, show
 from contract.keys import Keys
 from contract.presence import Presence
 from contract.record import LIVE, LOADING, RETIRING, ModelRecord
+from contract.signature import parse_signature
 from registry.artifacts import ArtifactKeys
 from registry.blobs.directory import DirectoryStore
 from registry.catalogue import Catalogue, CatalogueUnusable
-from registry.poll import StoreWatch
+from registry.poll import StoreWatch, Trial
 from registry.promotion import Promotion
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
@@ -39,15 +40,20 @@ class Bench:
         self.told: list[tuple[str, int, int]] = []
         self.open()
 
-    def open(self, chunk_bytes: int = 1000) -> None:
+    def open(self, chunk_bytes: int = 1000, trial: Trial | None = None) -> None:
         key = trust.private_key(self.folder / "registry.key")
         self.catalogue = Catalogue(self.folder / "registry.duckdb")
         self.artifacts = ArtifactKeys(self.aclient, self.keys, chunk_bytes)
         store = DirectoryStore(self.store)
-        self.watch = StoreWatch(store, self.catalogue, self.artifacts, self.folder, lambda *at: self.told.append(at))
+        self.watch = StoreWatch(
+            store, self.catalogue, self.artifacts, self.folder, lambda *at: self.told.append(at), trial
+        )
         self.promotion = Promotion(
             self.aclient, self.keys, key, self.catalogue, self.watch, self.artifacts, load_limit_s=60, retire_after_s=0
         )
+
+    def tell(self, blob: str, done: int, size: int) -> None:
+        self.told.append((blob, done, size))
 
     def publish(self, version: str, content: bytes = b"", **other: object) -> None:
         folder = self.store / "churn" / version
@@ -159,7 +165,7 @@ async def test_a_version_dropped_from_redis_is_fetched_again_when_it_is_wanted_a
     await bench.watch.look()
     await bench.promotion.tick()
     assert bench.watch.wanted == {("churn", "1.0.0")}
-    assert bench.promotion.waiting == {("churn", "1.0.0"): "its artifacts are on their way into Redis"}
+    assert bench.promotion.waiting == {("churn", "1.0.0"): "it is being fetched and tried"}
     assert (await bench.watch.look()).downloaded == 1
     await bench.promotion.tick()
     assert bench.states() == {"1.1.0": LIVE, "1.0.0": LOADING}
@@ -189,6 +195,31 @@ async def test_a_version_that_is_overtaken_while_it_loads_is_withdrawn(bench: Be
     await bench.watch.look()
     await bench.promotion.tick()
     assert bench.states() == {"1.0.0": LIVE}
+
+
+async def test_a_version_that_fails_its_trial_is_never_offered_to_a_worker(bench: Bench) -> None:
+    tried: list[str] = []
+
+    async def trial(signature_json: bytes, artifacts: Mapping[str, bytes]) -> str:
+        signature, _ = parse_signature(signature_json)
+        tried.append(signature.version)
+        return "it ended the process that loaded it" if artifacts["model.joblib"] == b"bad" else ""
+
+    bench.catalogue.close()
+    bench.open(trial=trial)
+    bench.publish("1.0.0")
+    bench.publish("1.1.0")
+    bench.publish("2.0.0", b"bad")
+    await bench.watch.look()
+    await bench.promotion.tick()
+    await bench.watch.look()  # the next best had not been tried yet
+    await bench.promotion.tick()
+    assert bench.states() == {"1.1.0": LOADING}
+    assert tried == ["2.0.0", "1.1.0"]
+    assert bench.catalogue.versions["churn", "2.0.0"].refused == "it ended the process that loaded it"
+    await bench.watch.look()
+    await bench.promotion.tick()
+    assert tried == ["2.0.0", "1.1.0"]
 
 
 async def test_a_write_over_a_record_that_changed_meanwhile_does_nothing(bench: Bench) -> None:
@@ -281,5 +312,5 @@ async def test_what_is_on_record_outlives_the_process(bench: Bench) -> None:
 
 def test_a_catalogue_in_a_place_that_is_no_folder_is_refused_plainly(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CatalogueUnusable, match="cannot use .*registry.duckdb as the registry's catalogue"):
+    with pytest.raises(CatalogueUnusable, match=r"cannot use .*registry\.duckdb as the registry's catalogue"):
         Catalogue(tmp_path / "file" / "registry.duckdb")

@@ -12,7 +12,7 @@ from contract.presence import Presence
 from contract.record import LIVE, LOADING, RETIRING, ModelRecord, Routing, Version
 from protos import millstream_wire_v1_pb2 as wire
 from registry.catalogue import KnownVersion
-from registry.switching import Load, Refuse, Switch, Withdraw, candidates, decide, loading, switched, withdrawn
+from registry.switching import Load, Refuse, Switch, Wait, Withdraw, candidates, decide, loading, switched, withdrawn
 
 
 def known(version: str, *, digest: str = "", **other: str) -> KnownVersion:
@@ -61,8 +61,8 @@ def worker(name: str, *loaded: str, failed: str = "") -> Presence:
     )
 
 
-def step(record: ModelRecord | None, best: KnownVersion | None, *workers: Presence, waited_s: float = 0.0) -> object:
-    return decide(record, best, workers, waited_s, limit_s=60.0)
+def step(record: ModelRecord | None, best: KnownVersion | None, *workers: Presence, wait: Wait | None = None) -> object:
+    return decide(record, best, workers, wait or Wait(), limit_s=60.0)
 
 
 @pytest.mark.parametrize(
@@ -114,9 +114,34 @@ def test_one_worker_that_cannot_load_it_vetoes() -> None:
 def test_a_version_that_is_never_loaded_is_given_up_after_the_limit() -> None:
     loading_2 = record("1.0.0", v1_0_0=LIVE, v2_0_0=LOADING)
     workers = worker("a", "2.0.0"), worker("b", "1.0.0")
-    assert step(loading_2, known("2.0.0"), *workers, waited_s=60.0) is None
-    decided = step(loading_2, known("2.0.0"), *workers, waited_s=60.1)
+    assert step(loading_2, known("2.0.0"), *workers, wait=Wait(seen=True, waited_s=60.0)) is None
+    decided = step(loading_2, known("2.0.0"), *workers, wait=Wait(seen=True, waited_s=60.1))
     assert decided == Refuse(known("2.0.0"), "not loaded within 60 s by 1 of 2 workers: b")
+
+
+def test_a_version_under_which_every_worker_ends_is_refused() -> None:
+    loading_2 = record("1.0.0", v1_0_0=LIVE, v2_0_0=LOADING)
+    assert step(loading_2, known("2.0.0"), wait=Wait(seen=True, gone_s=15.0)) is None
+    decided = step(loading_2, known("2.0.0"), wait=Wait(seen=True, gone_s=15.1))
+    assert decided == Refuse(known("2.0.0"), "every worker ended while it was being loaded, and none came back")
+
+
+def test_workers_can_always_start_on_what_is_live() -> None:
+    assert step(record("1.0.0", v1_0_0=LIVE), known("2.0.0")) is None
+    offered = record("1.0.0", v1_0_0=LIVE, v2_0_0=LOADING)
+    assert step(offered, known("2.0.0"), wait=Wait(gone_s=15.1)) == Withdraw()
+
+
+def test_a_first_version_waits_for_workers_for_as_long_as_it_takes() -> None:
+    assert step(None, known("1.0.0")) == Load(known("1.0.0"))
+    assert step(record("", v1_0_0=LOADING), known("1.0.0"), wait=Wait(gone_s=10_000)) is None
+
+
+def test_time_counts_from_the_first_worker_on() -> None:
+    wait = Wait().after(100, any_living=False)
+    assert (wait.seen, wait.waited_s, wait.gone_s) == (False, 0, 100)
+    wait = wait.after(1, any_living=True).after(2, any_living=False)
+    assert (wait.seen, wait.waited_s, wait.gone_s) == (True, 3, 2)
 
 
 def test_other_contents_under_a_version_that_redis_has_are_refused() -> None:

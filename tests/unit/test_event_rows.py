@@ -1,0 +1,162 @@
+"""An entry of the events stream as columns."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consumers.event_database import Batch, EventDatabase, Position
+from consumers.event_rows import Link, MalformedLink, joined
+from consumers.event_schema import COLUMNS
+from protos import millstream_wire_v1_pb2 as wire
+from tests.event_entries import DIGEST, T0, failed, header, ok
+
+
+def link(
+    *events: wire.Event, number: int | None = None, entry_id: str = "5-0", head: wire.Header | None = None
+) -> Link:
+    batch = wire.EventBatch(header=head or header(), events=events)
+    fields = {b"n": str(len(events) if number is None else number).encode(), b"pb": batch.SerializeToString()}
+    return Link.decode("roi_prediction", entry_id, fields)
+
+
+def column(of: Link, name: str) -> list[Any]:
+    return list(of.column(name))
+
+
+def test_every_column_is_gathered_where_an_event_has_it() -> None:
+    everything = failed("all")
+    everything.entry.CopyFrom(
+        ok(
+            "all",
+            entity_id="101",
+            caller="bob",
+            trace="t",
+            body_sha256=b"2" * 32,
+            hydrated=[wire.Hydrated(index=0, origin=wire.FILE)],
+        ).entry
+    )
+    everything.refused_body = b"{"
+    other_version = ok("b", version="2.0.0")
+    gathered = joined([link(ok("r1")), link(everything, other_version, number=3)], 1)
+    assert gathered.keys() == {c.name for c in COLUMNS if c.form != "computed"}
+    assert {len(values) for values in gathered.values()} == {3}
+
+
+def test_numbers_end_at_the_links_own() -> None:
+    assert column(link(ok("a"), ok("b"), ok("c"), number=10), "number") == [8, 9, 10]
+
+
+def test_rows_of_several_links_follow_one_another() -> None:
+    columns = joined([link(ok("a"), ok("b")), link(ok("c"), number=3)], 7)
+    assert list(columns["request_id"]) == ["a", "b", "c"]
+    assert list(columns["sequence"]) == [7, 8, 9]
+
+
+@given(st.lists(st.sampled_from(["plain", "failed", "bulk", "entity", "hydrated", "packed", "refused"]), min_size=1))
+def test_events_together_are_the_same_as_each_alone(kinds: list[str]) -> None:
+    """Fields that few events have are looked for in all of them at once."""
+    made = {
+        "plain": lambda: ok("plain"),
+        "failed": lambda: failed("failed"),
+        "bulk": lambda: _with(ok("bulk"), lane=wire.BULK, batch_position=4),
+        "entity": lambda: ok("entity", entity_id="101", caller="bob", trace="t", deadline_us=T0, degraded=True),
+        "hydrated": lambda: ok("hydrated", hydrated=[wire.Hydrated(index=0, origin=wire.FILE)]),
+        "packed": lambda: ok("packed", packed=True, discard_reply=True, reply_ttl_s=9, body_sha256=b"2" * 32),
+        "refused": lambda: _with(ok("refused", version="", digest=b""), refused_body=b"{", status=wire.INVALID),
+    }
+    events = [made[kind]() for kind in kinds]
+    together = link(*events)
+    alone = [link(event) for event in events]
+    for name in (c.name for c in COLUMNS if c.name not in ("sequence", "number") and c.form != "computed"):
+        assert [column(one, name)[0] for one in alone] == column(together, name), name
+
+
+def _with(event: wire.Event, **fields: Any) -> wire.Event:
+    for name, value in fields.items():
+        setattr(event, name, value)
+    return event
+
+
+def test_only_computed_events_have_the_time_of_the_predict_call() -> None:
+    expired = failed("late", "DEADLINE_PASSED")
+    expired.status = wire.EXPIRED
+    predicted = column(link(ok("r1"), expired), "predicted_at_timestamp")
+    assert predicted == [T0 + 5_000_001, 0]
+
+
+def test_an_event_that_its_columns_cannot_rebuild_is_kept_as_it_came() -> None:
+    plain, other_version, no_time = ok("a"), ok("b", version="2.0.0", digest=b"2" * 32), ok("c", user_request_us=0)
+    other_answer = ok("d")
+    other_answer.response.request_id = "e"
+    of = link(plain, other_version, no_time, other_answer)
+    kept = [event.SerializeToString() for event in (other_version, no_time, other_answer)]
+    assert [None, *kept] == column(of, "exact")
+    assert column(of, "version") == ["1.0.0", "2.0.0", "1.0.0", "1.0.0"]
+    assert [DIGEST.hex(), (b"2" * 32).hex(), DIGEST.hex(), DIGEST.hex()] == column(of, "digest")
+
+
+def test_a_status_and_a_lane_of_a_later_protocol_are_kept_as_numbers() -> None:
+    event = wire.Event.FromString(ok("a").SerializeToString() + b"\x18\x63\x20\x07")
+    of = link(event)
+    assert (column(of, "status"), column(of, "lane")) == (["99"], ["7"])
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {b"n": b"1"}, {b"n": b"1", b"pb": b"\xff"}, {b"n": b"\xb2", b"pb": b""}], ids=repr
+)
+def test_what_is_no_link_says_what_was_expected(fields: dict[bytes, bytes]) -> None:
+    with pytest.raises(MalformedLink, match="expected "):
+        Link.decode("m", "1-0", fields)
+
+
+@given(st.binary(max_size=200))
+def test_bytes_that_are_no_batch_raise_nothing_else(raw: bytes) -> None:
+    with contextlib.suppress(MalformedLink):
+        assert Link.decode("m", "1-0", {b"n": b"1", b"pb": raw}).events > 0
+
+
+def test_rows_can_be_left_out() -> None:
+    of = link(ok("a"), ok("b"), ok("c")).without(frozenset({1}))
+    assert (of.events, column(of, "request_id"), column(of, "number")) == (2, ["a", "c"], [1, 3])
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Any:
+    database = EventDatabase(tmp_path / "events.duckdb")
+    yield database
+    database.close()
+
+
+def test_times_no_calendar_has_become_null(database: EventDatabase) -> None:
+    event = ok("a", deadline_us=2**63 - 1, admitted_us=-(2**63))
+    event.entry_id = "18446744073709551615-0"
+    database.commit(Batch((link(event),), (), {"m": Position("5-0", 1)}))
+    sql = "SELECT deadline_timestamp, appended_timestamp, epoch_us(user_request_timestamp) FROM events"
+    assert database.cursor().execute(sql).fetchall() == [(None, None, T0)]
+
+
+def test_a_request_without_a_time_has_that_of_its_append(database: EventDatabase) -> None:
+    appended, neither = ok("a", user_request_us=0), ok("b", user_request_us=0)
+    appended.entry_id, neither.entry_id = "1700000000001-0", ""
+    database.commit(Batch((link(appended, neither, entry_id="1700000000002-0"),), (), {"m": Position("5-0", 1)}))
+    sql = "SELECT epoch_us(user_request_timestamp) FROM events ORDER BY sequence"
+    assert database.cursor().execute(sql).fetchall() == [(1700000000001000,), (1700000000002000,)]
+
+
+def test_a_batch_leaves_out_what_is_committed() -> None:
+    batch = Batch(
+        (link(ok("a"), entry_id="5-0"), link(ok("b"), entry_id="5-1")), (), {"roi_prediction": Position("5-1", 2)}
+    )
+    left = batch.beyond({"roi_prediction": Position("5-0", 1)})
+    assert [of.entry_id for of in left.links] == ["5-1"]
+    assert batch.beyond({"roi_prediction": Position("5-1", 2)}).positions == {}
+
+
+def test_the_first_id_behind_a_position_is_the_next_one() -> None:
+    assert (Position("5-9", 1).after, Position("5", 1).after) == ("5-10", "5-1")
