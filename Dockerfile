@@ -1,4 +1,4 @@
-# One image for every role: docker run millstream gateway run
+# One image for every role: docker run millstream:0.1.0 gateway
 FROM python:3.11-slim-bookworm AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src

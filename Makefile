@@ -8,7 +8,7 @@ COMPILE = .tools/lock/bin/uv pip compile --quiet --universal --fork-strategy few
 	--no-emit-index-url --no-header --no-annotate --no-strip-extras --group build pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit check fmt proto lock clean
+.PHONY: help demo test unit soak check fmt proto lock clean
 .DELETE_ON_ERROR:
 
 help:  ## Show this list
@@ -23,12 +23,15 @@ test: .venv/dev.stamp  ## Run all tests; those whose servers are missing are ski
 unit: .venv/dev.stamp  ## Run the tests that need no server, in under a minute
 	$(BIN)/python -m pytest tests/unit tests/properties -m "not slow and not integration"
 
-check: .venv/dev.stamp  ## Lint, formatting, types, import rules, generated code
+soak: .venv/dev.stamp  ## Kill everything again and again under load for MINUTES=10, count, and write docs/soak.md
+	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),10)
+
+check: .venv/dev.stamp  ## Lint, formatting, types, import rules, generated code, docs against code
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q tests/unit/test_generated_code.py
+	$(BIN)/python -m pytest -q tests/unit/test_generated_code.py tests/unit/test_docs.py
 
 fmt: .venv/dev.stamp  ## Fix what ruff can fix and format the code
 	$(BIN)/ruff check --fix $(SOURCES)
