@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -106,6 +106,13 @@ class Settings(BaseSettings):
         "", description="Embedded server's maxmemory, such as 2gb; empty: a quarter of RAM."
     )
 
+    @model_validator(mode="after")
+    def _lease_outlives_its_beats(self) -> Self:
+        """One late heartbeat must not cost a living worker its entries."""
+        if self.lease_s <= 3 * self.heartbeat_s:
+            raise ValueError(f"lease_s is {self.lease_s:g}, expected more than 3 x heartbeat_s ({self.heartbeat_s:g})")
+        return self
+
     @field_validator("models", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
@@ -168,7 +175,9 @@ class Settings(BaseSettings):
 
 def _plainly(error: ErrorDetails) -> str:
     """One setting that can't be used, and what came, unless it may be a secret."""
-    name = str(error["loc"][0]) if error["loc"] else "settings"
+    if not error["loc"]:  # settings that do not go together
+        return error["msg"].removeprefix("Value error, ")
+    name = str(error["loc"][0])
     field = Settings.model_fields.get(name)
     if field is None:
         return f"unknown setting {name}; `millstream settings` lists them all"

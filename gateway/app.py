@@ -43,6 +43,7 @@ MEMORY_S = 0.5
 BEHIND_S = 60.0
 """How often it is said that the event log is far behind."""
 CONNECT_S = 30.0
+FLUSH_S = 0.1
 
 log = structlog.get_logger()
 
@@ -143,12 +144,21 @@ class Gateway:
                 log.info("gateway drains", waiting=len(self.waiters))
                 predictor.draining = True
                 await self._health.enter_graceful_shutdown()
-                await server.stop(settings.drain_s)
+                await server.stop(await self._finish(settings.drain_s))
                 await self.entrance.drain()
                 await withdrawals.drain()
                 tasks.cancel_scope.cancel()
             with contextlib.suppress(RedisError, OSError):
                 await show_async(client, self._presence().leave(self.keys))
+
+    async def _finish(self, most_s: float) -> float:
+        """Waits until nobody waits any more, `most_s` at most; what is left of that for the engine, in seconds."""
+        began = time.monotonic()
+        with anyio.move_on_after(most_s):
+            await self.waiters.drain()
+            # An engine may close its connections with the last answers still unsent.
+            await asyncio.sleep(FLUSH_S)
+        return max(FLUSH_S, most_s - (time.monotonic() - began))
 
     async def _reach(self, client: redis.asyncio.Redis) -> None:
         """Waits for a server that is still starting, loading its AOF, say."""

@@ -83,6 +83,7 @@ class Waiters:
         self._channels: dict[str, str] = {}
         self._by_channel: dict[bytes, str] = {}
         self._sweep_all = asyncio.Event()
+        self._idle = asyncio.Event()
         self.line = AsyncLine(redis_url, on_push=self._pushed, on_open=self._opened, on_lost=self._lost)
         """The connection that wakes them; who runs the gateway keeps it open."""
         self.subscribed: frozenset[str] = frozenset()
@@ -109,6 +110,14 @@ class Waiters:
             others.remove(waiter)
         if not others:
             del self._by_id[key]
+            if not self._by_id:
+                self._idle.set()
+
+    async def drain(self) -> None:
+        """Returns once nobody waits."""
+        while self._by_id:
+            self._idle.clear()
+            await self._idle.wait()
 
     def alone(self, waiter: Waiter) -> bool:
         """Whether nobody else waits for the same reply here."""

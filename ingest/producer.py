@@ -6,7 +6,8 @@
         producer.result("churn", request_id, wait=5)
 
 Every request gets its id here, before it is sent. So where the answer of Redis is lost, the same request is simply
-sent again: workers recognise the id, and it is predicted and recorded once.
+sent again: workers recognise the id while its reply is kept, and it is predicted and recorded once. Where no reply is
+kept (`discard_reply`), that ends with its answer: a repeat that comes later is a new request.
 """
 
 from __future__ import annotations

@@ -11,7 +11,9 @@ local lane = string.sub(KEYS[1], -5) == ':bulk' and 'bulk ' or ''
 local own = 0
 local lone = redis.call('GET', KEYS[2])
 for i = 4, #ARGV do
-  if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1, ARGV[2]) > 0 then
+  -- A server that was flushed has no group any more: then nothing here is its own.
+  local held = redis.pcall('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1, ARGV[2])
+  if not held.err and #held > 0 then
     redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'JUSTID')
     own = own + 1
     if lone == lane .. ARGV[i] then

@@ -149,7 +149,7 @@ def test_a_child_gets_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_pat
         models=("churn", "credit_risk"),
         azure_sas_token="sv=2024&sig=%2F",
         features_file=tmp_path / "features.parquet",
-        lease_s=1.5,
+        lease_s=1.6,
         poll_s=0.1,
         memory_limit_share=0.75,
         workers=3,
@@ -170,3 +170,8 @@ def test_a_flag_that_says_the_default_wins_in_the_child_too(toml: Path, monkeypa
         monkeypatch.setenv(name, value)
     there = Settings.read()
     assert (there.prefix, there.batch_rows) == ("ms", 256)
+
+
+def test_a_lease_that_one_late_heartbeat_would_lose_is_refused() -> None:
+    with pytest.raises(SettingsError, match="expected more than 3 x heartbeat_s"):
+        Settings.read(lease_s=1.0, heartbeat_s=0.5)
