@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -126,7 +127,8 @@ def test_replies_that_nobody_reads_are_not_kept_and_waiting_ends_all_the_same(st
     done = produce(stage, ODD, file, "--discard-reply", "--wait", "--json")
     assert json.loads(done.stdout)["answered"] == 30
     assert produce(stage, ODD, file, "--discard-reply", "--results", tmp_path / "out").exit_code == 2
-    seen = {event.entry.request_id for event in stage.events(ODD) if event.entry.request_id.startswith("f")}
+    seen = {event.entry.request_id for event in stage.events(ODD) if event.entry.discard_reply}
+    seen = {request_id for request_id in seen if re.fullmatch(r"f[0-9a-f]{12}-[0-9]+", request_id)}
     assert len(seen) == 30
     assert stage.redis.exists(*(stage.keys.model(ODD).reply(request_id) for request_id in seen)) == 0
 

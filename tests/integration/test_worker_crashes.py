@@ -22,13 +22,24 @@ from tests.stage import ODD, GatewayProcess, Stage, Worker, ask, failure, output
 
 pytestmark = [pytest.mark.integration, pytest.mark.faults]
 
+LIMIT_S = 6.0
+"""Far above the time that a test holds a batch back: a worker that ended itself then would count as another crash."""
+
 
 @pytest.fixture(scope="module")
 def crash_stage(valkey: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """One odd model, whose batches may take a second at most."""
+    """One odd model, whose batches may take LIMIT_S at most."""
     prefix = f"c{uuid.uuid4().hex[:12]}"
     folder = tmp_path_factory.mktemp("crash")
-    with Stage(folder, valkey.url, prefix, batch_limit_s=1.0, heartbeat_s=0.1, lease_s=60, max_crashes=1) as stage:
+    settings = {
+        "batch_limit_s": LIMIT_S,
+        # Calls that a test holds back must not teach the workers to read one row at a time.
+        "batch_target_ms": 60_000,
+        "heartbeat_s": 0.1,
+        "lease_s": 60,
+        "max_crashes": 1,
+    }
+    with Stage(folder, valkey.url, prefix, **settings) as stage:
         stage.publish_odd()
         yield stage
 
