@@ -7,7 +7,6 @@ does for it what a gateway does: claims the id, admits, hydrates and routes, for
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Sequence
 
 from google.protobuf.message import DecodeError
@@ -16,6 +15,7 @@ from consumers.lanes import Batch, Delivery
 from consumers.work import Work
 from contract.admission import Admitted, Draft, Stored
 from contract.catalog import Catalog
+from contract.clock import now_us
 from contract.completion import BULK, pending_state
 from contract.connection import Argument
 from contract.errors import Reason, Refused
@@ -33,11 +33,6 @@ Hydrate = Callable[[Sequence[Draft]], Sequence[Stored]]
 """Finds the stored features that drafts want; one answer for each."""
 
 NEW, OWN = 1, 2
-
-
-def now_us() -> int:
-    """Microseconds since the Unix epoch."""
-    return time.time_ns() // 1000
 
 
 class Intake:

@@ -17,7 +17,7 @@ import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from consumers.answers import Answers
-from consumers.intake import Hydrate, Intake, now_us
+from consumers.intake import Hydrate, Intake
 from consumers.lanes import BLOCK_MS, Batch, Lanes, delivery
 from consumers.leases import Leases, hand_over
 from consumers.model import LoadedModel, PredictFailed
@@ -26,6 +26,7 @@ from consumers.runtime import runtime
 from consumers.shelf import Shelf
 from consumers.work import Work, rows_of_entries
 from contract.catalog import Catalog
+from contract.clock import now_us
 from contract.completion import BULK, INTERACTIVE, Item, exit_calls, header
 from contract.connection import LOST, Argument, connect, living, show
 from contract.errors import Reason, Refused

@@ -36,7 +36,6 @@ from gateway.withdrawals import Withdrawals
 from ingest.entrance import Entrance
 from ingest.features import FeatureStore
 from ingest.snapshot import AsyncSnapshot, Snapshot
-from protos import millstream_v1_pb2 as v1
 
 CATALOG_S = 0.1
 MEMORY_S = 0.5
@@ -277,7 +276,3 @@ class Gateway:
             self._behind_told_at = -math.inf
             log.info("the event log has caught up", entries=backlog)
         self.entrance.log_behind = behind and self.settings.event_backlog_policy == "refuse"
-
-
-DESCRIPTOR = v1.DESCRIPTOR
-"""Loaded for reflection: it serves what the descriptor pool holds."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 import redis.asyncio
@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from contract.admission import Admitted, Draft
 from contract.catalog import Catalog
+from contract.clock import now_us
 from contract.completion import BULK, INTERACTIVE, pending_state
 from contract.errors import Reason, Refused, Violation, invalid
 from contract.keys import Keys
@@ -26,7 +27,7 @@ from contract.request import Request, RequestIds
 from contract.settings import Settings
 from gateway.models import model_message
 from gateway.status import internal, status_of
-from gateway.waiters import Waiter, Waiters, now_us
+from gateway.waiters import Waiter, Waiters
 from gateway.withdrawals import Withdrawals
 from ingest.entrance import Answer, Entrance, Seen
 from ingest.features import FeatureStore
@@ -98,11 +99,8 @@ class Predictor:
             request = Request.from_bytes(raw)
             request_id = request.request_id or self._ids.next()
             return await self._ask(request, request_id, context.time_remaining())
-        except Refused as refused:
-            await context.abort_with_status(status_of(refused, request_id))
-        except Exception as error:  # noqa: BLE001 - an uncaught exception's text would go to the caller
-            await context.abort_with_status(status_of(internal(error, "Predict"), request_id))
-        raise AssertionError("abort raises")
+        except Exception as error:  # noqa: BLE001 - `_abort` tells refusals from faults
+            await _abort(context, error, "Predict", request_id)
 
     async def predict_stream(self, raws: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
         """Many requests in flight on one call, answered as they finish."""
@@ -163,11 +161,8 @@ class Predictor:
             return v1.SubmitResponse(
                 request_id=request_id, model_id=request.model_id, duplicate=isinstance(answer, Seen)
             ).SerializeToString()
-        except Refused as refused:
-            await context.abort_with_status(status_of(refused, request_id))
-        except Exception as error:  # noqa: BLE001
-            await context.abort_with_status(status_of(internal(error, "Submit"), request_id))
-        raise AssertionError("abort raises")
+        except Exception as error:  # noqa: BLE001 - `_abort` tells refusals from faults
+            await _abort(context, error, "Submit", request_id)
 
     async def get_result(self, raw: bytes, context: Context) -> bytes:
         """The result of a request by its id."""
@@ -194,11 +189,8 @@ class Predictor:
             if response is not None:
                 return response
             return v1.PredictResponse(request_id=request_id, model_id=model_id, pending=True).SerializeToString()
-        except Refused as refused:
-            await context.abort_with_status(status_of(refused))
-        except Exception as error:  # noqa: BLE001
-            await context.abort_with_status(status_of(internal(error, "GetResult")))
-        raise AssertionError("abort raises")
+        except Exception as error:  # noqa: BLE001 - `_abort` tells refusals from faults
+            await _abort(context, error, "GetResult")
 
     async def list_models(self, _raw: bytes, _context: Context) -> bytes:
         """Every model with a live version."""
@@ -212,11 +204,8 @@ class Predictor:
             request = _parsed(v1.GetModelRequest, raw)
             record = self._catalog.record(request.model_id)
             return model_message(record, route(record, request.version, "", ""), whole=True).SerializeToString()
-        except Refused as refused:
-            await context.abort_with_status(status_of(refused))
-        except Exception as error:  # noqa: BLE001
-            await context.abort_with_status(status_of(internal(error, "GetModel")))
-        raise AssertionError("abort raises")
+        except Exception as error:  # noqa: BLE001 - `_abort` tells refusals from faults
+            await _abort(context, error, "GetModel")
 
     def _record(self, model_id: str) -> ModelRecord:
         """A model that may be asked now."""
@@ -345,3 +334,10 @@ def _parsed(kind: type[Parsed], raw: bytes) -> Parsed:
         return kind.FromString(raw)
     except DecodeError:
         raise Refused(Reason.MALFORMED, f"the bytes are no {kind.DESCRIPTOR.full_name}") from None
+
+
+async def _abort(context: Context, error: Exception, call: str, request_id: str = "") -> NoReturn:
+    """Ends a unary call: a refusal with its status, a fault with an id, since its text would go to the caller."""
+    refused = error if isinstance(error, Refused) else internal(error, call)
+    await context.abort_with_status(status_of(refused, request_id))
+    raise AssertionError("abort raises")

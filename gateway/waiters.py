@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -235,8 +234,3 @@ class Waiters:
         else:
             waiter.woken = True
             waiter.again()
-
-
-def now_us() -> int:
-    """Microseconds since the Unix epoch."""
-    return time.time_ns() // 1000
