@@ -59,6 +59,8 @@ class Lanes:
         self._look: list[tuple[str, str]] = []
         self._next = 0
         self._quiet = False
+        self.waited = True
+        """Whether the last read waited, for what was not there yet."""
         self.room: Callable[[str], int] = lambda _model: settings.batch_rows
         """Rows of a model that take the target time of a batch."""
         self.workers = 1
@@ -82,6 +84,7 @@ class Lanes:
         models = self._models
         if not models:
             return []
+        self.waited = False
         try:
             if wait and self._quiet:
                 return self._wait(models)
@@ -131,6 +134,7 @@ class Lanes:
         for model_id in models:
             streams[self._keys.model(model_id).bulk] = (model_id, BULK)
         head = ("XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT", 1, "BLOCK", BLOCK_MS, "STREAMS")
+        self.waited = True
         began = time.perf_counter()
         answer = self._line.ask([(*head, *streams, *([">"] * len(streams)))])[0]
         self._quiet = time.perf_counter() - began > QUIET_S

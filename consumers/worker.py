@@ -63,7 +63,8 @@ class Worker:
         self._intake = Intake(self._line, self._keys, settings, self._catalog, hydrate)
         self._pace: dict[str, Pace] = {}
         self._began = 0.0
-        """When the work began that the next predict call is a part of: reading, checking and completing count too."""
+        """When the work began that the next predict call is a part of: checking and completing count too, and reading
+        where something waited already, since that is the pace at which a backlog goes."""
         self._batch_number = 0
         self._runtime_id = ""
         self._retry_at = 0.0
@@ -112,6 +113,8 @@ class Worker:
                     more = bool(batches)
                 # Where one was found there may be more, which a read that waits would hold up.
                 batches = batches or self._lanes.read(wait=not more)
+                if self._lanes.waited:
+                    self._began = time.perf_counter()
                 if not batches and not self._shelf.ready:
                     self._stop.wait(0.05)
                 for batch in batches:
@@ -127,11 +130,11 @@ class Worker:
                     # What was not completed is left to its lease, and then tried alone by whoever lives.
                     self._leases.drop(batch.model_id, batch.lane, [d.entry_id for d in batch.deliveries])
                 self._stop.wait(pause)
+                self._began = time.perf_counter()
                 pause = min(pause * 2, 2.0)
 
     def _serve(self, batch: Batch) -> None:
         """Everything that happens to one batch; each of its entries leaves through the exit."""
-        self._began = time.perf_counter()
         works = self._intake.works(batch)
         held = {d.entry_id for d in batch.deliveries}
         self._leases.drop(batch.model_id, batch.lane, held - {work.entry_id for work in works})
