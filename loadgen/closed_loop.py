@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
 import grpc.aio
 
+from loadgen.asking import Progress, bodies, callers, shown
 from loadgen.report import Report, Tally
-from millstream.client import channel_options
 from protos import millstream_v1_pb2 as v1
-
-PREDICT = "/millstream.v1.Predictor/Predict"
-_PROGRESS_S = 0.2
 
 
 async def closed_loop(
@@ -31,7 +28,7 @@ async def closed_loop(
     count: int | None = None,
     channels: int = 4,
     timeout_s: float = 30.0,
-    on_progress: Callable[[int, float], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> Report:
     """Runs `users` users for `seconds`, or until `count` requests were asked, whichever comes first.
 
@@ -43,27 +40,20 @@ async def closed_loop(
         raise ValueError("expected seconds or count, got neither: the run would never end")
     if not requests or users < 1 or channels < 1:
         raise ValueError(f"expected at least one request, user and channel, got {len(requests)}, {users}, {channels}")
-    # Serialized once: what is measured is the server and not this loop.
-    bodies = [_body(request) for request in requests]
+    asks = bodies(requests)
     tally = Tally()
-    opened = [
-        # A pool of its own each, or gRPC would put all of them on one connection.
-        grpc.aio.insecure_channel(address, options=[*channel_options(address), ("grpc.use_local_subchannel_pool", 1)])
-        for _ in range(min(channels, users))
-    ]
     asked = 0
     start = time.perf_counter()
     until = start + seconds if seconds is not None else float("inf")
     most = count if count is not None else float("inf")
 
-    async def user(number: int) -> None:
+    async def user(number: int, ask: Any) -> None:
         nonlocal asked
-        ask: Any = opened[number % len(opened)].unary_unary(PREDICT)
         turn = number
         while asked < most and (began := time.perf_counter()) < until:
             asked += 1
             try:
-                await ask(bodies[turn % len(bodies)], timeout=timeout_s)
+                await ask(asks[turn % len(asks)], timeout=timeout_s)
             except grpc.aio.AioRpcError as error:
                 tally.error(error.code().name)
                 if error.code() == grpc.StatusCode.UNAVAILABLE:
@@ -72,29 +62,9 @@ async def closed_loop(
                 tally.answer(time.perf_counter() - began)
             turn += users
 
-    async def progress(show: Callable[[int, float], None]) -> None:
-        while True:
-            await asyncio.sleep(_PROGRESS_S)
-            show(tally.ended, time.perf_counter() - start)
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            ticker = group.create_task(progress(on_progress)) if on_progress else None
-            crowd = [group.create_task(user(number)) for number in range(users)]
-            await asyncio.gather(*crowd)
-            if ticker:
-                ticker.cancel()
-    finally:
+    async with callers(address, min(channels, users)) as opened, shown(tally, on_progress):
+        async with asyncio.TaskGroup() as crowd:
+            for number in range(users):
+                crowd.create_task(user(number, opened[number % len(opened)]))
         spent = time.perf_counter() - start
-        for channel in opened:
-            await channel.close(None)
     return tally.report(spent, users)
-
-
-def _body(request: v1.PredictRequest) -> bytes:
-    if not request.request_id:
-        return request.SerializeToString()
-    own = v1.PredictRequest()
-    own.CopyFrom(request)
-    own.request_id = ""
-    return own.SerializeToString()

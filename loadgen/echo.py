@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from loadgen.closed_loop import PREDICT
+from loadgen.asking import PREDICT
 
 
 async def _echo(request: bytes, _context: Any) -> bytes:

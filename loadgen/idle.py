@@ -21,7 +21,7 @@ import grpc.aio
 from rich.console import Console
 from rich.table import Table
 
-from loadgen.closed_loop import PREDICT
+from loadgen.asking import PREDICT
 from loadgen.samples import samples
 from millstream.client import AsyncClient, PredictionError, channel_options
 

@@ -20,13 +20,18 @@ class Report:
     requests: int
     """All that ended, errors included."""
     seconds: float
-    users: int
+    users: int = 0
+    """Of a closed loop; 0 for an open one."""
     errors: Mapping[str, int] = field(default_factory=dict)
     """gRPC status name -> count."""
     p50_ms: float = 0.0
     p95_ms: float = 0.0
     p99_ms: float = 0.0
     max_ms: float = 0.0
+    offered_per_s: float = 0.0
+    """Requests that an open loop asked a second, on average; 0 for a closed one."""
+    lag_ms: float = 0.0
+    """How late the open loop itself was, at its 99th percentile: latencies shorter than that are not to be trusted."""
 
     @property
     def answered(self) -> int:
@@ -45,7 +50,8 @@ class Report:
             "answered": self.answered,
             "errors": dict(self.errors),
             "seconds": round(self.seconds, 3),
-            "users": self.users,
+            **({"users": self.users} if self.users else {}),
+            **({"offered_per_s": round(self.offered_per_s, 1), "lag_ms": self.lag_ms} if self.offered_per_s else {}),
             "answers_per_s": round(self.rate, 1),
             "p50_ms": self.p50_ms,
             "p95_ms": self.p95_ms,
@@ -59,6 +65,7 @@ class Tally:
 
     def __init__(self) -> None:
         self._latencies = HdrHistogram(1, LONGEST_US, DIGITS)
+        self._lags = HdrHistogram(1, LONGEST_US, DIGITS)
         self.errors: Counter[str] = Counter()
         self.answered = 0
 
@@ -70,7 +77,11 @@ class Tally:
     def answer(self, seconds: float) -> None:
         """One request was answered after that time."""
         self.answered += 1
-        self._latencies.record_value(min(max(int(seconds * 1e6), 1), LONGEST_US))
+        self._latencies.record_value(_us(seconds))
+
+    def lag(self, seconds: float) -> None:
+        """One request was asked so long after it should have been."""
+        self._lags.record_value(_us(seconds))
 
     def error(self, status: str) -> None:
         """One request ended with that gRPC status."""
@@ -80,7 +91,7 @@ class Tally:
         """The latency that this share of the answers did not exceed, in milliseconds; 0 without answers."""
         return float(self._latencies.get_value_at_percentile(percent)) / 1e3 if self.answered else 0.0
 
-    def report(self, seconds: float, users: int) -> Report:
+    def report(self, seconds: float, users: int = 0, offered_per_s: float = 0.0) -> Report:
         """What was counted so far."""
         return Report(
             requests=self.ended,
@@ -91,4 +102,10 @@ class Tally:
             p95_ms=self.percentile_ms(95),
             p99_ms=self.percentile_ms(99),
             max_ms=self.percentile_ms(100),
+            offered_per_s=offered_per_s,
+            lag_ms=float(self._lags.get_value_at_percentile(99)) / 1e3 if offered_per_s else 0.0,
         )
+
+
+def _us(seconds: float) -> int:
+    return min(max(int(seconds * 1e6), 1), LONGEST_US)

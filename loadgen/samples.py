@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from itertools import cycle
 
 from contract.request import Native, native, value_of
+from ingest.question import pack
 from protos import millstream_v1_pb2 as v1
 
 
-def samples(model: v1.Model, n: int, seed: int = 0) -> list[v1.PredictRequest]:
-    """`n` requests of one row each, by position, within the features' categories and bounds."""
+def samples(model: v1.Model, n: int, seed: int = 0, rows: int = 1) -> list[v1.PredictRequest]:
+    """`n` requests within the features' categories and bounds: of one row by position, or of many rows, packed."""
     source = random.Random(seed)
-    return [
-        v1.PredictRequest(model_id=model.model_id, inputs=[value_of(_value(spec, source)) for spec in model.features])
-        for _ in range(n)
-    ]
+    return [_sample(model, source, rows) for _ in range(n)]
+
+
+def mixed(
+    shares: Sequence[tuple[Sequence[v1.PredictRequest], float]], n: int, seed: int = 0
+) -> list[v1.PredictRequest]:
+    """`n` requests drawn from several models' own by their shares, which need not add up to anything.
+
+    Each model's are taken in turn. Raises ValueError where no share is above 0.
+    """
+    source = random.Random(seed)
+    turns = [cycle(requests) for requests, _ in shares]
+    weights = [share for _, share in shares]
+    if not turns or min(weights) < 0 or sum(weights) <= 0:
+        raise ValueError(f"expected shares of which one is above 0, got {weights}")
+    return [next(turn) for turn in source.choices(turns, weights, k=n)]
+
+
+def _sample(model: v1.Model, source: random.Random, rows: int) -> v1.PredictRequest:
+    if rows == 1:
+        inputs = [value_of(_value(spec, source)) for spec in model.features]
+        return v1.PredictRequest(model_id=model.model_id, inputs=inputs)
+    table = [[_value(spec, source) for spec in model.features] for _ in range(rows)]
+    return v1.PredictRequest(model_id=model.model_id, rows=pack(table))
 
 
 def _value(spec: v1.FeatureSpec, source: random.Random) -> Native:

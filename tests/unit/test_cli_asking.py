@@ -8,6 +8,7 @@ import pty
 import select
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -211,6 +212,27 @@ def test_load_reports_and_ends_with_1_where_requests_failed(gateway: SmallGatewa
     failed = _run(gateway, "load", "busy", "--users", "1", "--requests", "2")
     assert failed.exit_code == 1
     assert "RESOURCE_EXHAUSTED" in failed.stdout
+
+
+def test_load_asks_at_a_rate_for_models_by_their_shares(gateway: SmallGateway) -> None:
+    words = ("load", "credit_risk=3", "loan_approval", "--rate", "400", "--seconds", "0.5", "--json")
+    (report,) = _lines(_run(gateway, *words))
+    assert report["models"] == ["credit_risk", "loan_approval"]
+    assert report["offered_per_s"] == 2 * len(gateway.seen)
+    asked = Counter(request.model_id for request in gateway.seen)
+    assert asked["credit_risk"] > asked["loan_approval"] > 0
+
+
+def test_load_sends_many_rows_in_a_request(gateway: SmallGateway) -> None:
+    _run(gateway, "load", "loan_approval", "--users", "1", "--requests", "2", "--rows", "7")
+    assert [request.rows.columns.rows for request in gateway.seen] == [7, 7]
+
+
+@pytest.mark.parametrize("text", ["churn=", "churn=0", "churn=-1", "churn=many", "=2", "churn=inf"])
+def test_load_says_how_a_share_is_written(gateway: SmallGateway, text: str) -> None:
+    refused = _run(gateway, "load", text)
+    assert refused.exit_code == 2
+    assert "MODEL=SHARE" in refused.stderr
 
 
 def test_status_of_a_gateway_alone_follows_its_health(gateway: SmallGateway) -> None:

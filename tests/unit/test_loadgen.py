@@ -12,9 +12,11 @@ import redis
 
 from contract.keys import Keys
 from ingest.producer import Producer
-from loadgen.closed_loop import PREDICT, closed_loop
+from loadgen.asking import PREDICT
+from loadgen.closed_loop import closed_loop
 from loadgen.echo import start_echo
 from loadgen.idle import measure
+from loadgen.open_loop import NOT_ASKED, arrivals, open_loop
 from loadgen.push import push
 from loadgen.report import Tally
 from loadgen.samples import samples
@@ -75,6 +77,51 @@ async def test_failures_are_counted_by_status(gateway: SmallGateway) -> None:
 async def test_a_run_without_an_end_is_refused(gateway: SmallGateway) -> None:
     with pytest.raises(ValueError, match="seconds or count"):
         await closed_loop(gateway.address, 1, [v1.PredictRequest()])
+
+
+def test_arrivals_come_at_their_rate_and_repeat_with_the_seed() -> None:
+    due = list(arrivals(1000.0, 10.0, seed=3))
+    assert due == list(arrivals(1000.0, 10.0, seed=3))
+    assert due == sorted(due)
+    assert due[0] > 0
+    assert due[-1] < 10.0
+    # Six standard deviations of a Poisson count.
+    assert abs(len(due) - 10_000) < 600
+
+
+@pytest.mark.parametrize(("first", "last", "share"), [(0.0, 1000.0, 0.25), (1000.0, 0.0, 0.75), (500.0, 500.0, 0.5)])
+def test_a_ramp_changes_the_rate_evenly(first: float, last: float, share: float) -> None:
+    due = list(arrivals(first, 20.0, last))
+    assert sum(at < 10.0 for at in due) / len(due) == pytest.approx(share, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("rate", "seconds", "end"), [(0.0, 1.0, None), (-1.0, 1.0, None), (1.0, 0.0, None), (0.0, 1.0, 0.0)]
+)
+def test_arrivals_that_never_come_are_refused(rate: float, seconds: float, end: float | None) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        next(arrivals(rate, seconds, end))
+
+
+@pytest.mark.anyio
+async def test_an_open_loop_asks_what_is_due_and_counts_how_it_ended(gateway: SmallGateway) -> None:
+    requests = [*samples(_model(gateway, "credit_risk"), 1), v1.PredictRequest(model_id="busy")]
+    report = await open_loop(gateway.address, 200.0, requests, seconds=0.5, seed=1)
+    due = len(list(arrivals(200.0, 0.5, seed=1)))
+    assert report.requests == due
+    assert report.errors == {"RESOURCE_EXHAUSTED": due // 2}
+    assert report.offered_per_s == due / 0.5
+    assert report.users == 0
+    assert report.p99_ms > 0
+    assert {"offered_per_s", "lag_ms"} <= report.to_json().keys()
+
+
+@pytest.mark.anyio
+async def test_an_open_loop_leaves_out_what_nobody_could_ask_any_more(gateway: SmallGateway) -> None:
+    report = await open_loop(
+        gateway.address, 500.0, samples(_model(gateway, "credit_risk"), 1), seconds=0.2, most_under_way=0
+    )
+    assert set(report.errors) == {NOT_ASKED}
 
 
 @pytest.mark.anyio
