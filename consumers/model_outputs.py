@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
 from typing import Any, TypeAlias, cast
@@ -36,21 +36,27 @@ class OutputPlan:
     """Where one output comes from."""
 
     name: str
-    call: str
+    source: str
+    """A call of an estimator, or an output of a program."""
     column: int | None
     kind: ValueType
 
     def of(self, answers: Mapping[str, npt.NDArray[Any]]) -> OutputColumn:
-        """This output, from what each call answered; raises PredictFailed where it is not of its type."""
-        return OutputColumn(self.name, self.kind, _typed(self, _pick(answers[self.call], self.column)))
+        """This output, from what each source answered; raises PredictFailed where it is not of its type."""
+        return OutputColumn(self.name, self.kind, _typed(self, _pick(answers[self.source], self.column)))
 
 
-def plan_outputs(signature: Signature, model: Any, answers: Mapping[str, npt.NDArray[Any]]) -> tuple[OutputPlan, ...]:
-    """Where each output of the signature comes from, by what the calls answered for one row; raises UnloadableModel."""
-    labels = _labels(model)
+def plan_outputs(
+    signature: Signature, sources: Sequence[str], answers: Mapping[str, npt.NDArray[Any]], classes: Any
+) -> tuple[OutputPlan, ...]:
+    """Where each output of the signature comes from, by what its source answered for one row.
+
+    `classes` are the labels of a classifier, or None. Raises UnloadableModel.
+    """
+    labels: list[Any] = [] if classes is None else np.asarray(classes).tolist()
     plans: dict[str, OutputPlan] = {}
-    for output in signature.outputs:
-        answer = answers[output.call]
+    for output, source in zip(signature.outputs, sources, strict=True):
+        answer = answers[source]
         for name, column in _columns(output, answer.shape[1] if answer.ndim == 2 else 0, labels):
             values = _pick(answer, column)
             kind = output.type or _kind(values)
@@ -58,7 +64,7 @@ def plan_outputs(signature: Signature, model: Any, answers: Mapping[str, npt.NDA
                 raise UnloadableModel(f"the output {name} is {values[0]!r}; expected a number, a boolean or a string")
             if name in plans:
                 raise UnloadableModel(f"two outputs are called {name}")
-            plans[name] = OutputPlan(name, output.call, column, kind)
+            plans[name] = OutputPlan(name, source, column, kind)
             try:
                 plans[name].of(answers)
             except PredictFailed as error:
@@ -88,12 +94,6 @@ def _columns(output: Output, width: int, labels: list[Any]) -> list[tuple[str, i
         return [(output.name, 0)]
     by_label = output.call != "predict" and len(labels) == width
     return [(f"{output.name}.{_label_text(labels[place]) if by_label else place}", place) for place in range(width)]
-
-
-def _labels(model: Any) -> list[Any]:
-    """The classes of a classifier as Python values."""
-    classes = getattr(model, "classes_", None)
-    return [] if classes is None else np.asarray(classes).tolist()
 
 
 def _same(label: object, wanted: Value) -> bool:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import platform
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 import orjson
 from threadpoolctl import threadpool_info
+
+from consumers.formats import FORMATS
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +37,23 @@ def runtime() -> Runtime:
             "machine": platform.machine(),
             "cpu": _cpu(),
             "system": f"{platform.system()} {platform.libc_ver()[0]} {platform.libc_ver()[1]}",
+            "libraries": _libraries(),
             "pools": sorted(pools, key=str),
         },
         option=orjson.OPT_SORT_KEYS,
     )
     return Runtime(hashlib.sha256(body).hexdigest()[:32], body)
+
+
+def _libraries() -> dict[str, str]:
+    """Versions of the installed packages that models run in, whether or not one was loaded: none is imported here."""
+    found = {}
+    for name in {name for form in FORMATS.values() for name in form.distributions}:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def _cpu() -> str:

@@ -113,6 +113,15 @@ class Feature:
         return typed
 
     @property
+    def usual(self) -> tuple[float, float]:
+        """Between what numbers its values lie, where they are numbers: as it says, else around its example."""
+        numbers = [float(v) for v in (*(self.categories or ()), self.example) if isinstance(v, int | float)]
+        size = max(1.0, *(abs(number) for number in numbers), 1.0)
+        low = float(self.min) if self.min is not None else min([-size, *numbers])
+        high = float(self.max) if self.max is not None else max([low + 2 * size, *numbers])
+        return low, high
+
+    @property
     def expected(self) -> str:
         """What a value must be, for a message: `an int from 18 to 120`."""
         if self.categories:

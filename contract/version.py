@@ -12,7 +12,8 @@ from packaging.version import InvalidVersion, Version
 from contract.signature import Signature
 
 SIGNATURE_FILE = "signature.json"
-MODEL_SUFFIXES = (".joblib", ".pkl")
+MODEL_SUFFIXES = (".joblib", ".pkl", ".skops", ".onnx", ".pt", ".pt2", ".ubj")
+"""What is taken for the model where the signature names none; `.json` is one too, and as often a configuration."""
 
 _SIGNATURE_SUFFIXES = (SIGNATURE_FILE, f"{SIGNATURE_FILE}.sig")
 

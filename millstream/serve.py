@@ -15,6 +15,9 @@ from millstream.draft import Draft, DraftFailed, draft
 from millstream.local.state_dir import StateDir, replace_file
 from millstream.up import House, up
 
+RUNS_CODE = (".joblib", ".pkl", ".pt", ".pt2")
+"""Loading one of these runs what its author put into it."""
+
 
 class ModelRefused(Exception):
     """A file that holds no model to serve, or not the one its version holds already; the message says why."""
@@ -37,8 +40,8 @@ def serve(
     """
     console = Console(stderr=True, quiet=quiet)
     model_id = model_id or _name(file)
-    if not yes and sys.stdin.isatty():
-        console.print(f"Loading {file} runs the code in it, as any pickle does.", highlight=False)
+    if not yes and sys.stdin.isatty() and file.suffix in RUNS_CODE:
+        console.print(f"Loading {file} runs the code in it.", highlight=False)
         if input("Go on? [y/N] ").strip().lower() not in ("y", "yes"):
             return 1
     try:

@@ -27,6 +27,7 @@ RNG = np.random.default_rng(5)
 X = RNG.normal(size=(300, 2))
 Y = (X[:, 0] + 0.3 * RNG.normal(size=300) > 0).astype(np.int64)
 NUMBERS = [{"name": "a", "type": "float", "example": 0.5}, {"name": "b", "type": "float", "example": -1.0}]
+PROBABILITY = [{"name": "p", "call": "predict_proba", "class": 1}]
 
 
 def dumped(estimator: object) -> bytes:
@@ -324,7 +325,7 @@ def test_an_output_that_is_no_value_is_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("model.onnx", b"x", "model.onnx is of no format that can be loaded; expected .joblib or .pkl"),
+        ("model.h5", b"x", "model.h5 is of no format that can be loaded; expected .joblib, .pkl, .skops, .onnx, .pt, "),
         ("model.pkl", b"", "model.pkl (0 bytes) can't be loaded: EOFError"),
         ("model.joblib", b"not a pickle", "model.joblib (12 bytes) can't be loaded: "),
         (
@@ -459,3 +460,40 @@ def test_the_engine_is_the_library_and_its_version() -> None:
     import sklearn
 
     assert loaded(LinearRegression().fit(X, Y)).engine == f"sklearn {sklearn.__version__}"
+
+
+def test_a_model_with_a_compiled_form_answers_the_same_bits_and_says_what_computed_them() -> None:
+    model = loaded(make_pipeline(StandardScaler(), LogisticRegression()).fit(X, Y), outputs=PROBABILITY)
+    expected = [column.values for column in model.predict(X)]
+    assert model.engine.startswith("sklearn ")
+    assert model.compile() == ""
+    model.warm()
+    np.testing.assert_array_equal(expected, [column.values for column in model.predict(X)], strict=True)
+    assert model.engine == f"numpy {np.__version__} (LogisticRegression)"
+
+
+def test_rows_that_a_compiled_form_does_not_take_go_to_the_original() -> None:
+    nullable = [{**each, "nullable": True} for each in NUMBERS]
+    model = loaded(LinearRegression().fit(X, X[:, 0]), nullable)
+    assert model.compile() == ""
+    model.predict(rows_of(model.signature, [[1.0, 2.0]]))
+    assert model.engine.startswith("numpy ")
+    with pytest.raises(PredictFailed, match="Input X contains NaN"):
+        model.predict(rows_of(model.signature, [[1.0, None]]))
+    assert model.engine.startswith("sklearn ")
+
+
+def test_more_rows_than_a_compiled_form_is_for_go_to_the_original() -> None:
+    model = loaded(RandomForestClassifier(3, random_state=0).fit(X, Y))
+    assert model.compile() == ""
+    model.predict(X[:128])
+    assert model.engine.startswith("treelite ")
+    model.predict(X[:129])
+    assert model.engine.startswith("sklearn ")
+
+
+def test_a_model_without_a_compiled_form_stays_as_it_is() -> None:
+    model = loaded(SGDClassifier(loss="log_loss").fit(X, Y))
+    assert model.compile() == "no compiled form is known for its steps"
+    model.predict(X)
+    assert model.engine.startswith("sklearn ")

@@ -1,0 +1,35 @@
+"""skops: scikit-learn estimators without a pickle, so that loading one builds known types and runs nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from consumers.formats.archive import check_archive
+from consumers.formats.refusal import UnloadableModel
+from consumers.formats.stored import Stored
+from consumers.formats.threads import pin_to_one_thread
+
+MOST_NAMED = 10
+"""Types named in a refusal."""
+
+
+class Skops:
+    """Archives that `skops.io.dump` wrote; only types that skops trusts by itself are built."""
+
+    suffixes = (".skops",)
+    distributions = ("skops", "scikit-learn", "scipy")
+
+    def load(self, file: Stored) -> Any:
+        """The estimator; raises UnloadableModel where a type in it is not trusted."""
+        from skops import io
+
+        archive = bytes(file.content)
+        if "schema.json" not in check_archive(file.name, archive):
+            raise UnloadableModel(f"{file.name} has no schema.json in it; expected an archive that skops.io.dump wrote")
+        untrusted = io.get_untrusted_types(data=archive)
+        if untrusted:
+            shown = ", ".join(untrusted[:MOST_NAMED]) + (", …" if len(untrusted) > MOST_NAMED else "")
+            raise UnloadableModel(f"{file.name} holds types that skops does not trust, so none was loaded: {shown}")
+        loaded = io.loads(archive)
+        pin_to_one_thread(loaded)
+        return loaded
