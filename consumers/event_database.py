@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import duckdb
 
+from consumers.event_position import Gap, Position, entry_order
 from consumers.event_rows import Link, joined
-from consumers.event_schema import CREATE, GATHERED, INSERT_GAP, INSERT_POSITION, insert_events
+from consumers.event_schema import (
+    CREATE,
+    GATHERED,
+    INSERT_GAP,
+    INSERT_POSITION,
+    SELECT_NEWEST,
+    SELECT_POSITIONS,
+    SELECT_RECORDED,
+    insert_events,
+)
 
 _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     # Inserting is one thread's work, and queries of the log shall not take the machine from the models.
@@ -28,38 +38,6 @@ class EventDatabaseError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
-    """How far a model's events stream is in the database."""
-
-    entry_id: str = "0-0"
-    number: int = 0
-
-    @property
-    def after(self) -> str:
-        """The least entry id that is not in the database."""
-        millis, sequence = entry_order(self.entry_id)
-        return f"{millis}-{sequence + 1}"
-
-
-def entry_order(entry_id: str) -> tuple[int, int]:
-    """What stream entry ids are ordered by."""
-    millis, _, sequence = entry_id.partition("-")
-    return int(millis), int(sequence or 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Events that the running number says were there, or an entry that can't be read."""
-
-    model_id: str
-    from_entry: str
-    to_entry: str
-    expected: int
-    found: int
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
 class Batch:
     """What one transaction writes: rows, gaps, and the positions they reach."""
 
@@ -71,19 +49,9 @@ class Batch:
     def events(self) -> int:
         return sum(link.events for link in self.links)
 
-    def beyond(self, positions: Mapping[str, Position]) -> Batch:
-        """What of it is not yet behind these positions: after a commit of which nobody knows whether it happened."""
-
-        def new(model_id: str, entry_id: str) -> bool:
-            there = positions.get(model_id, Position())
-            return entry_order(entry_id) > entry_order(there.entry_id)
-
-        return replace(
-            self,
-            links=tuple(link for link in self.links if new(link.model_id, link.entry_id)),
-            gaps=tuple(gap for gap in self.gaps if new(gap.model_id, gap.to_entry)),
-            positions={model: at for model, at in self.positions.items() if new(model, at.entry_id)},
-        )
+    def is_in(self, positions: Mapping[str, Position]) -> bool:
+        """Whether it was committed, after a commit of which nobody knows: it is all there or nothing of it is."""
+        return all(positions.get(model_id) == reached for model_id, reached in self.positions.items())
 
     def apart(self) -> Iterator[Batch]:
         """One batch for each stream entry, in stream order, and for each model one that reaches its position."""
@@ -94,7 +62,8 @@ class Batch:
                 own = tuple(gap for gap in gaps if gap.to_entry == entry_id)
                 link = links.get(entry_id)
                 number = link.number if link else own[-1].found
-                yield Batch((link,) if link else (), own, {model_id: Position(entry_id, number)})
+                part = replace(reached, entry_id=entry_id, number=number)
+                yield Batch((link,) if link else (), own, {model_id: part})
             yield Batch((), (), {model_id: reached})
 
     def refused(self, why: str) -> Batch:
@@ -168,29 +137,27 @@ class EventDatabase:
 
     def positions(self) -> dict[str, Position]:
         """How far each model's stream is."""
-        rows = self._connection.execute("SELECT model_id, entry_id, number FROM positions").fetchall()
-        return {model_id: Position(entry_id, number) for model_id, entry_id, number in rows}
+        rows = self._connection.execute(SELECT_POSITIONS).fetchall()
+        return {model_id: Position(*position) for model_id, *position in rows}
 
-    def entries_after(self, model_id: str, number: int, limit: int) -> set[tuple[str, str]]:
-        """(lane, entry id) of a model's newest rows whose running number is above this one."""
-        rows = (
-            self._connection.cursor()
-            .execute(
-                "SELECT lane, entry_id FROM events WHERE model_id = ? AND number > ? AND entry_id IS NOT NULL "
-                "ORDER BY sequence DESC LIMIT ?",
-                [model_id, number, limit],
-            )
-            .fetchall()
-        )
-        return {(lane, entry_id) for lane, entry_id in rows}
+    def recorded(self, model_id: str, entry_ids: Sequence[str]) -> dict[tuple[str, str, str], set[str]]:
+        """(lane, entry id, request id) -> the events entries they came in, of the rows about these requests."""
+        if not entry_ids:
+            return {}
+        # The bounds let it skip what is older without a look at each row.
+        bounds = [min(entry_ids), max(entry_ids)]
+        with self._connection.cursor() as cursor:
+            rows = cursor.execute(SELECT_RECORDED, [model_id, *bounds, list(entry_ids)]).fetchall()
+        found: dict[tuple[str, str, str], set[str]] = {}
+        for lane, entry_id, request_id, event_entry_id in rows:
+            found.setdefault((lane, entry_id, request_id), set()).add(event_entry_id)
+        return found
 
-    def fell_back(self) -> dict[str, int]:
-        """model_id -> the lowest running number that its stream came back with within the last hour, if it did."""
-        rows = self._connection.execute(
-            "SELECT model_id, min(found) FROM gaps "
-            "WHERE found < expected AND noted_at > now() - INTERVAL 1 HOUR GROUP BY model_id"
-        ).fetchall()
-        return dict(rows)
+    def newest_ms(self, model_id: str) -> int:
+        """When the newest recorded request of a model was appended, in milliseconds; 0 where there is none."""
+        with self._connection.cursor() as cursor:
+            [(millis,)] = cursor.execute(SELECT_NEWEST, [model_id]).fetchall()
+        return int(millis)
 
     def commit(self, batch: Batch) -> None:
         """One transaction. Raises duckdb.Error, and then nothing of the batch is in the database."""
@@ -208,7 +175,7 @@ class EventDatabase:
                 row = [gap.model_id, gap.from_entry, gap.to_entry, gap.expected, gap.found, gap.why]
                 connection.execute(INSERT_GAP, row)
             for model_id, position in batch.positions.items():
-                connection.execute(INSERT_POSITION, [model_id, position.entry_id, position.number])
+                connection.execute(INSERT_POSITION, [model_id, *astuple(position)])
             connection.commit()
         except BaseException:
             with contextlib.suppress(duckdb.Error):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
@@ -21,6 +21,9 @@ from protos import millstream_v1_pb2 as v1
 from protos import millstream_v1_pb2_grpc as v1_grpc
 
 log = structlog.get_logger()
+
+Alarms = Callable[[], Mapping[str, str]]
+"""model_id -> why nothing more of it is recorded, and what to do."""
 
 THREADS = 16
 MAX_FOLLOWERS = 8
@@ -38,8 +41,8 @@ class ListenError(Exception):
 class EventLogServer:
     """The service on its own small server."""
 
-    def __init__(self, database: EventDatabase) -> None:
-        self._service = EventLog(database)
+    def __init__(self, database: EventDatabase, alarms: Alarms = dict) -> None:
+        self._service = EventLog(database, alarms)
         self._server = grpc.server(
             ThreadPoolExecutor(THREADS, thread_name_prefix="event-log"),
             options=(("grpc.so_reuseport", 0),),
@@ -70,8 +73,9 @@ class EventLogServer:
 class EventLog(v1_grpc.EventLogServicer):
     """Query, Count and Follow; one cursor for each call."""
 
-    def __init__(self, database: EventDatabase) -> None:
+    def __init__(self, database: EventDatabase, alarms: Alarms) -> None:
         self._database = database
+        self._alarms = alarms
         self._followers = threading.BoundedSemaphore(MAX_FOLLOWERS)
         self.stopping = threading.Event()
 
@@ -95,6 +99,9 @@ class EventLog(v1_grpc.EventLogServicer):
                 counted.by_status[status] += events
             [(counted.distinct_requests,)] = _rows(cursor, asked.distinct())
             cursor.commit()
+        for model_id, text in self._alarms().items():
+            if asked.about(model_id):
+                counted.alarms[model_id] = text
         return counted
 
     def Follow(self, request: v1.EventQuery, context: grpc.ServicerContext) -> Iterator[v1.ModelEvent]:

@@ -62,6 +62,8 @@ class Filter:
     limit: int
     """0: the caller named none."""
     oldest_first: bool
+    model_id: str
+    """Empty: all models."""
 
     @classmethod
     def of(cls, query: v1.EventQuery) -> Filter:
@@ -86,7 +88,11 @@ class Filter:
             if micros is not None:
                 conditions.append(f"user_request_timestamp {operator} make_timestamptz(CAST(? AS BIGINT))")
                 parameters.append(micros)
-        return cls(tuple(conditions), tuple(parameters), query.limit, query.oldest_first)
+        return cls(tuple(conditions), tuple(parameters), query.limit, query.oldest_first, query.model_id)
+
+    def about(self, model_id: str) -> bool:
+        """Whether rows of this model can be among them."""
+        return self.model_id in ("", model_id)
 
     def rows(self) -> Statement:
         """The rows in the order of their requests, the newest first unless asked otherwise."""

@@ -128,6 +128,9 @@ CREATE = (
     """CREATE TABLE IF NOT EXISTS positions (
         model_id VARCHAR PRIMARY KEY, entry_id VARCHAR NOT NULL, number BIGINT NOT NULL,
         updated_at TIMESTAMPTZ NOT NULL)""",
+    # A file of an earlier version has neither.
+    "ALTER TABLE positions ADD COLUMN IF NOT EXISTS epoch VARCHAR DEFAULT ''",
+    "ALTER TABLE positions ADD COLUMN IF NOT EXISTS recover_until_ms BIGINT DEFAULT 0",
     """CREATE TABLE IF NOT EXISTS gaps (
         model_id VARCHAR, from_entry VARCHAR, to_entry VARCHAR, expected BIGINT, found BIGINT, noted_at TIMESTAMPTZ,
         why VARCHAR)""",
@@ -142,7 +145,16 @@ def insert_events(gathered: frozenset[str]) -> str:
     return f"INSERT INTO events ({names}) SELECT {sources} FROM ({_STAMPED})"  # noqa: S608 - names from here alone
 
 
-INSERT_POSITION = "INSERT OR REPLACE INTO positions VALUES (?, ?, ?, now())"
+INSERT_POSITION = (
+    "INSERT OR REPLACE INTO positions (model_id, entry_id, number, epoch, recover_until_ms, updated_at) "
+    "VALUES (?, ?, ?, ?, ?, now())"
+)
+SELECT_POSITIONS = "SELECT model_id, entry_id, number, epoch, recover_until_ms FROM positions"
+SELECT_RECORDED = (
+    "SELECT lane, entry_id, request_id, event_entry_id FROM events "
+    "WHERE model_id = ? AND entry_id BETWEEN ? AND ? AND entry_id IN (SELECT unnest(CAST(? AS VARCHAR[])))"
+)
+SELECT_NEWEST = "SELECT coalesce(epoch_ms(max(appended_timestamp)), 0) FROM events WHERE model_id = ?"
 INSERT_GAP = "INSERT INTO gaps VALUES (?, ?, ?, ?, ?, now(), ?)"
 
 STATUSES = tuple(wire.Status.Name(number) for number in wire.Status.values())

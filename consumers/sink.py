@@ -3,7 +3,8 @@
     read on from the position in DuckDB  ->  one transaction: rows and position  ->  trim what is behind it
 
 The position moves with the rows or not at all, so a sink that dies anywhere repeats nothing and loses nothing. The
-entries it has not committed stay in Redis.
+entries it has not committed stay in Redis. A model whose stream does not go on from its position is left alone, with an
+alarm, while the others are recorded.
 """
 
 from __future__ import annotations
@@ -11,19 +12,21 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import structlog
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from consumers.event_catalog import EventCatalog
-from consumers.event_database import Batch, EventDatabase, Position
+from consumers.event_database import Batch, EventDatabase
 from consumers.event_intake import EventIntake
 from consumers.event_log import EventLogServer
+from consumers.event_position import Position
+from consumers.event_recovery import Recoveries
+from consumers.event_streams import READ_ENTRIES, Entry, EventStreams
 from contract.connection import connect, show
 from contract.keys import Keys
 from contract.presence import BEAT_S, Presence, process_name
@@ -39,10 +42,9 @@ A commit costs about 5 ms of CPU whatever it holds, mostly DuckDB's planning, an
 """
 GATHER_S = 0.05
 """Longest time that reading on keeps what was read from its commit."""
-READ_ENTRIES = 32
-"""Most entries of a stream in one read; an entry holds at most 512 events and 4 MB."""
 GATHER_BYTES = 64 * 2**20
 LONGEST_PAUSE_S = 5.0
+NOTHING = Batch((), (), {})
 
 
 class Sink:
@@ -51,17 +53,20 @@ class Sink:
     Raises EventDatabaseError where it can't be opened.
     """
 
-    def __init__(self, settings: Settings, keys: Keys, redis_url: str, database: Path) -> None:
+    def __init__(
+        self, settings: Settings, keys: Keys, redis_url: str, database: Path, *, accept_gap: bool = False
+    ) -> None:
         self._settings = settings
         self._keys = keys
         self._reader = connect(redis_url, timeout_s=BLOCK_MS / 1000 + 5)
         self._beats = connect(redis_url)
         self._presence = Presence("sink", process_name(), pid=os.getpid())
         self._catalog = EventCatalog(keys)
+        self._streams = EventStreams(self._reader, keys)
         self._database = EventDatabase(database)
-        self._intake = EventIntake(self._database)
+        self._intake = EventIntake(self._database, accept_gap=accept_gap)
         self._untrimmed = dict(self._intake.positions)
-        self._foreign: set[str] = set()
+        self._recoveries = Recoveries(self._streams, self._intake)
         self._ended = threading.Event()
         self._server: EventLogServer | None = None
         self._committed_at = 0.0
@@ -76,19 +81,33 @@ class Sink:
 
         Raises ListenError.
         """
-        self._server = EventLogServer(self._database)
+        self._server = EventLogServer(self._database, lambda: self._intake.alarms)
         return self._server.listen(address)
+
+    def begin(self, stop: threading.Event) -> dict[str, str]:
+        """Reads what stands in the streams now, without waiting; the alarms that it found, by model.
+
+        Where Redis does not answer there are none yet.
+        """
+        try:
+            self._catalog.refresh(self._beats)
+            self._gather(stop, block=None)
+        except (RedisError, OSError) as error:
+            log.warning("Redis does not answer; the sink tries again until it does", error=str(error))
+        return dict(self._intake.alarms)
 
     def run(self, stop: threading.Event) -> None:
         """Reads and commits until `stop` is set; then finishes what it has read."""
         beat = threading.Thread(target=self._beat, name="beat", daemon=True)
         beat.start()
+        self._commit(self._intake.batch(), stop)
         pause = 0.0
         while not stop.is_set():
             try:
                 self._trim()
+                self._recoveries.end()
                 self._wait_for_group(stop)
-                self._gather(stop)
+                self._gather(stop, block=BLOCK_MS)
                 if pause:
                     log.info("Redis answers again; reading on")
                 pause = 0.0
@@ -124,56 +143,50 @@ class Sink:
         if rest > 0:
             stop.wait(rest)
 
-    def _gather(self, stop: threading.Event) -> None:
+    def _gather(self, stop: threading.Event, block: int | None) -> None:
         """Takes what is there, and waits for the first entry where there is nothing."""
         intake = self._intake
         deadline = time.monotonic() + GATHER_S
-        block: int | None = BLOCK_MS
+        self._look()
         while True:
-            streams = self._streams()
-            if not streams:
-                stop.wait(0.1)
-                return
-            found = self._read(streams, block)
-            full = False
-            for stream, entries in found.items():
-                model_id = streams[stream]
+            starts = self._starts()
+            found = self._streams.read(starts, block)
+            full, whole = False, True
+            for model_id, entries in found.items():
                 full = full or len(entries) >= READ_ENTRIES
-                for entry_id, fields in entries:
-                    intake.take(model_id, entry_id.decode(), fields, self._catalog.names)
+                whole = self._take(model_id, entries) and whole
+            if not starts and block:
+                stop.wait(block / 1000)
             enough = intake.events >= self._settings.sink_batch_events or intake.bytes >= GATHER_BYTES
-            if not full or enough or time.monotonic() > deadline:
+            if not (full and whole) or enough or time.monotonic() > deadline:
                 return
             block = None
 
-    def _streams(self) -> dict[bytes, str]:
-        models = self._catalog.models | self._intake.positions.keys()
-        return {self._keys.model(model_id).events.encode(): model_id for model_id in models - self._foreign}
+    def _models(self) -> frozenset[str]:
+        return self._catalog.models | self._intake.positions.keys()
 
-    def _read(self, streams: Mapping[bytes, str], block: int | None) -> Mapping[bytes, list[tuple[bytes, Any]]]:
-        positions = self._intake.positions
-        starts: dict[Any, Any] = {
-            stream: positions.get(model_id, Position()).entry_id for stream, model_id in streams.items()
+    def _look(self) -> None:
+        """At streams that are new here, or may be others than before. Nothing of them is gathered yet."""
+        if unseen := self._streams.unseen(self._models()):
+            marked = {model_id: self._intake.marks(model_id) for model_id in unseen}
+            for model_id, seen in self._streams.look(marked).items():
+                self._recoveries.forget(model_id)
+                self._intake.look(model_id, seen)
+
+    def _starts(self) -> dict[str, str]:
+        """From where each model that can be recorded is read."""
+        positions, alarms = self._intake.positions, self._intake.alarms
+        return {
+            model_id: positions.get(model_id, Position()).entry_id
+            for model_id in self._streams.readable(self._models())
+            if model_id not in alarms
         }
-        try:
-            answer: Any = self._reader.xread(starts, count=READ_ENTRIES, block=block)
-        except ResponseError as error:
-            if not str(error).startswith("WRONGTYPE"):
-                raise
-            self._set_aside(streams)
-            return {}
-        if not answer:
-            return {}
-        if isinstance(answer, dict):  # RESP3: one list of reads for each stream
-            return {stream: [entry for read in reads for entry in read] for stream, reads in answer.items()}
-        return dict(answer)
 
-    def _set_aside(self, streams: Mapping[bytes, str]) -> None:
-        """One key of a wrong type would stop the reading of all; the others go on."""
-        for stream, model_id in streams.items():
-            if self._reader.type(stream) not in (b"stream", b"none"):
-                log.error("the events key of a model is no stream and is not read", model_id=model_id, key=stream)
-                self._foreign.add(model_id)
+    def _take(self, model_id: str, entries: Sequence[Entry]) -> bool:
+        """Whether it took them all."""
+        return all(
+            self._intake.take(model_id, entry_id.decode(), fields, self._catalog.names) for entry_id, fields in entries
+        )
 
     # ------------------------------------------------------------------ writing
 
@@ -208,17 +221,17 @@ class Sink:
         self._untrimmed.update(batch.positions)
 
     def _again(self, batch: Batch) -> Batch:
-        """The batch without what a commit that looked failed has written after all."""
+        """The batch, or nothing where a commit that looked failed has written it after all."""
         try:
-            return batch.beyond(self._database.positions())
+            written = batch.is_in(self._database.positions())
         except duckdb.Error:
-            pass
-        try:
-            self._database.reopen()
-            return batch.beyond(self._database.positions())
-        except Exception as error:  # noqa: BLE001 - whatever keeps it shut, the next attempt comes
-            log.warning("the event database does not open", error=str(error))
-            return batch
+            try:
+                self._database.reopen()
+                written = batch.is_in(self._database.positions())
+            except Exception as error:  # noqa: BLE001 - whatever keeps it shut, the next attempt comes
+                log.warning("the event database does not open", error=str(error))
+                return batch
+        return NOTHING if written else batch
 
     def _apart(self, batch: Batch, error: duckdb.Error, stop: threading.Event) -> None:
         """A value that DuckDB refuses costs its own entry alone: each is tried by itself, a refused one is a gap."""
@@ -235,20 +248,14 @@ class Sink:
         log.info("the others of its batch were written one by one", first_error=str(error).splitlines()[0])
 
     def _trim(self) -> None:
-        """Removes what is committed, exactly. XTRIM frees memory and so runs on a full server too."""
-        if not self._untrimmed:
-            return
-        pipe = self._reader.pipeline(transaction=False)
-        for model_id, position in self._untrimmed.items():
-            pipe.xtrim(self._keys.model(model_id).events, minid=position.after, approximate=False)
-        answers = pipe.execute(raise_on_error=False)
-        self._untrimmed = {
-            model_id: position
-            for (model_id, position), answer in zip(self._untrimmed.items(), answers, strict=True)
-            if isinstance(answer, ResponseError) and model_id not in self._foreign
-        }
+        """Removes what is committed, on a full server too."""
+        if self._untrimmed:
+            self._untrimmed = self._streams.trim(self._untrimmed)
 
     # ------------------------------------------------------------------ beside it
+
+    def _shown(self) -> Presence:
+        return replace(self._presence, revision=self._catalog.revision, alarm=self._intake.alarms)
 
     def _beat(self) -> None:
         """Shows that it lives and learns of new models, each second."""
@@ -256,7 +263,7 @@ class Sink:
         while True:
             try:
                 self._catalog.refresh(self._beats)
-                show(self._beats, replace(self._presence, revision=self._catalog.revision).beat(self._keys))
+                show(self._beats, self._shown().beat(self._keys))
                 known = True
             except (RedisError, OSError) as error:
                 if known:
@@ -274,15 +281,21 @@ def run_sink(
     listen: str,
     on_ready: Callable[[], None],
     stop: threading.Event,
+    accept_gap: bool = False,
+    on_alarm: Callable[[str], None] = lambda _text: None,
 ) -> None:
     """The life of a sink process; `stop` ends it in order. `listen` empty: nobody can ask it.
 
+    `accept_gap` lets what is missing at its start be a row; else `on_alarm` is told of each model that is not recorded.
+
     Raises EventDatabaseError or ListenError where it can't start.
     """
-    sink = Sink(settings, Keys(settings.prefix), redis_url, database)
+    sink = Sink(settings, Keys(settings.prefix), redis_url, database, accept_gap=accept_gap)
     try:
         address = sink.serve(listen) if listen else ""
         log.info("the event sink runs", database=str(database), listen=address)
+        for model_id, text in sorted(sink.begin(stop).items()):
+            on_alarm(f"{model_id}: {text}")
         on_ready()
         sink.run(stop)
     finally:

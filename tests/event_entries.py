@@ -87,6 +87,7 @@ class EventStream:
         self.client = connect(url)
         self.keys = Keys(prefix)
         self.key = self.keys.model(model_id).events
+        self.counts = self.keys.model(model_id).count
         self.model_id = model_id
         self.number = 0
 
@@ -98,10 +99,14 @@ class EventStream:
         self.client.incr(self.keys.catalog_revision)
 
     def append(self, *events: wire.Event, head: wire.Header | None = None, entry_id: str = "*") -> str:
-        """One entry with these events; its id."""
+        """One entry with these events, and the running number that it reaches, as the exit writes both; its id."""
         batch = wire.EventBatch(header=head or header(self.model_id), events=events)
         self.number += len(events)
-        return self.append_fields({"n": self.number, "pb": batch.SerializeToString()}, entry_id)
+        pipe = self.client.pipeline()
+        pipe.hset(self.counts, "completed", str(self.number))
+        pipe.xadd(self.key, {"n": self.number, "pb": batch.SerializeToString()}, id=entry_id)
+        _, found = pipe.execute()
+        return str(found.decode())
 
     def append_fields(self, fields: dict[Any, Any], entry_id: str = "*") -> str:
         found: Any = self.client.xadd(self.key, fields, id=entry_id)
@@ -131,11 +136,14 @@ class EventStream:
 class RunningSink:
     """A sink in a thread of the test, and a stub to ask it."""
 
-    def __init__(self, url: str, prefix: str, folder: Path) -> None:
+    def __init__(self, url: str, prefix: str, folder: Path, *, accept_gap: bool = False) -> None:
         self.database = folder / "events.duckdb"
         self.address = f"unix:{folder}/s.sock" if len(str(folder)) < 80 else "127.0.0.1:0"
         self._settings = Settings.read(prefix=prefix)
         self._url = url
+        self._accept_gap = accept_gap
+        self.alarms: list[str] = []
+        """What it told before it was ready."""
         self._stop = threading.Event()
         self._ready = threading.Event()
         self._ended: BaseException | None = None
@@ -151,6 +159,8 @@ class RunningSink:
                 listen=self.address,
                 on_ready=self._ready.set,
                 stop=self._stop,
+                accept_gap=self._accept_gap,
+                on_alarm=self.alarms.append,
             )
         except Exception as error:  # noqa: BLE001 - whatever it is, the test that stops the sink gets it
             self._ended = error
@@ -169,8 +179,11 @@ class RunningSink:
         return list(self.stub.Query(v1.EventQuery(**{"oldest_first": True, "limit": 100_000, **query}), timeout=30))
 
     def count(self, **query: Any) -> int:
+        return self.counted(**query).events
+
+    def counted(self, **query: Any) -> v1.EventCount:
         counted: v1.EventCount = self.stub.Count(v1.EventQuery(**query), timeout=30)
-        return counted.events
+        return counted
 
     def __enter__(self) -> Self:
         self._thread.start()

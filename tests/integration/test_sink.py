@@ -201,30 +201,24 @@ def test_a_stopped_sink_goes_on_where_it_was(stream: EventStream, redis_url: str
     assert [(f"r{number}", number + 1) for number in range(30)] == found
 
 
-def test_entries_that_vanish_leave_a_gap_and_the_sink_goes_on(
+def test_entries_that_vanish_stop_their_model_until_the_gap_is_accepted(
     stream: EventStream, redis_url: str, prefix: str, tmp_path: Path
 ) -> None:
     first = stream.append(ok("r1"))
     stream.client.xdel(stream.key, stream.append(ok("r2"), ok("r3")))
     last = stream.append(ok("r4"))
     with RunningSink(redis_url, prefix, tmp_path) as sink:
+        [told] = sink.alarms
+        assert told.startswith(
+            "roi_prediction: events 2 to 3 are gone from the stream or from this database; recording"
+        )
+        eventually(lambda: stream.length == 1)
+        assert sink.count() == 1
+    with RunningSink(redis_url, prefix, tmp_path, accept_gap=True) as sink:
         eventually(lambda: sink.count() == 2)
     found = rows(tmp_path / "events.duckdb", "SELECT model_id, from_entry, to_entry, expected, found, why FROM gaps")
-    why = "2 events are gone from the stream or from this database"
+    why = "events 2 to 3 are gone from the stream or from this database; accepted"
     assert [("roi_prediction", first, last, 2, 4, why)] == found
-
-
-def test_a_database_that_was_deleted_is_noticed(
-    stream: EventStream, redis_url: str, prefix: str, tmp_path: Path
-) -> None:
-    stream.append(ok("r1"))
-    with RunningSink(redis_url, prefix, tmp_path) as sink:
-        eventually(lambda: sink.count() == 1)
-    (tmp_path / "events.duckdb").unlink()
-    stream.append(ok("r2"))
-    with RunningSink(redis_url, prefix, tmp_path) as sink:
-        eventually(lambda: sink.count() == 1)
-    assert rows(tmp_path / "events.duckdb", "SELECT expected, found FROM gaps") == [(1, 2)]
 
 
 def test_entries_that_cannot_be_read_are_gaps_and_cost_nothing_else(

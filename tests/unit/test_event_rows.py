@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumers.event_database import Batch, EventDatabase, Position
+from consumers.event_database import Batch, EventDatabase
+from consumers.event_position import Position
 from consumers.event_rows import Link, MalformedLink, joined
 from consumers.event_schema import COLUMNS
 from protos import millstream_wire_v1_pb2 as wire
@@ -149,13 +150,11 @@ def test_a_request_without_a_time_has_that_of_its_append(database: EventDatabase
     assert database.cursor().execute(sql).fetchall() == [(1700000000001000,), (1700000000002000,)]
 
 
-def test_a_batch_leaves_out_what_is_committed() -> None:
-    batch = Batch(
-        (link(ok("a"), entry_id="5-0"), link(ok("b"), entry_id="5-1")), (), {"roi_prediction": Position("5-1", 2)}
-    )
-    left = batch.beyond({"roi_prediction": Position("5-0", 1)})
-    assert [of.entry_id for of in left.links] == ["5-1"]
-    assert batch.beyond({"roi_prediction": Position("5-1", 2)}).positions == {}
+def test_a_batch_is_committed_when_all_that_it_reaches_is() -> None:
+    batch = Batch((link(ok("a"), entry_id="5-0"),), (), {"m": Position("5-0", 1, "e"), "n": Position("3-0", 7)})
+    assert batch.is_in({"m": Position("5-0", 1, "e"), "n": Position("3-0", 7), "o": Position()})
+    assert not batch.is_in({"m": Position("4-0", 0, "e"), "n": Position("3-0", 6)})
+    assert not batch.is_in({"m": Position("5-0", 1, "e")})
 
 
 def test_the_first_id_behind_a_position_is_the_next_one() -> None:
