@@ -16,12 +16,12 @@ from consumers.work import Work
 from contract.admission import Admitted, Draft, Stored
 from contract.catalog import Catalog
 from contract.clock import now_us
-from contract.completion import BULK, pending_state
+from contract.completion import BULK, pending_state, routed
 from contract.connection import Argument
 from contract.errors import Reason, Refused
 from contract.keys import GROUP, Keys
 from contract.line import Line
-from contract.record import route
+from contract.record import Version, route
 from contract.request import REQUEST_ID, STREAM_ID, Request
 from contract.scripts import CLAIM_IDS
 from contract.settings import Settings
@@ -32,7 +32,7 @@ from protos import millstream_wire_v1_pb2 as wire
 Hydrate = Callable[[Sequence[Draft]], Sequence[Stored]]
 """Finds the stored features that drafts want; one answer for each."""
 
-NEW, OWN = 1, 2
+DUPLICATE, REUSED = 0, -1
 
 
 class Intake:
@@ -54,25 +54,20 @@ class Intake:
 
     def _bulk(self, batch: Batch) -> list[Work]:
         delivered = now_us()
-        asked: list[tuple[Delivery, Request | None, Work]] = []
+        asked: list[tuple[Request | None, Work]] = []
         for delivery in batch.deliveries:
             request, work = _bulk_request(batch, delivery, delivered, self._settings)
-            asked.append((delivery, request, work))
-        claimed = self._claim(batch.model_id, asked)
-        kept = [
-            (request, work) for (_, request, work), answer in zip(asked, claimed, strict=True) if answer in (NEW, OWN)
-        ]
+            if request is not None:
+                self._route(work, request)
+            asked.append((request, work))
+        kept = self._claim(batch.model_id, asked)
 
         drafts: list[tuple[Work, Request, Draft]] = []
         for request, work in kept:
-            if request is None:
+            if request is None or work.version is None:
                 continue
             try:
-                record = self._catalog.record(batch.model_id)
-                version = route(record, request.version, request.entity_id, work.entry.request_id)
-                work.version = version
-                work.entry.version, work.entry.digest = version.version, version.digest
-                checked = version.admission.draft(request)
+                checked = work.version.admission.draft(request)
                 if isinstance(checked, Draft):
                     drafts.append((work, request, checked))
                 else:
@@ -84,15 +79,46 @@ class Intake:
             work.raw = work.entry.SerializeToString()
         return [work for _, work in kept]
 
-    def _claim(self, model_id: str, asked: list[tuple[Delivery, Request | None, Work]]) -> list[int]:
+    def _route(self, work: Work, request: Request) -> None:
+        """The version that would answer it now; the claim decides whether another one was recorded before."""
+        try:
+            record = self._catalog.record(work.entry.model_id)
+            _pin(work, route(record, request.version, request.entity_id, work.entry.request_id))
+        except Refused as refused:
+            _refuse(work, refused)
+
+    def _claim(self, model_id: str, asked: list[tuple[Request | None, Work]]) -> list[tuple[Request | None, Work]]:
+        """Those that are this batch's to answer, each by the version that was recorded at its first read."""
         keys = self._keys.model(model_id)
         names = [keys.bulk, keys.rows_bulk, keys.count, keys.dead, keys.crashes, keys.lone]
         arguments: list[Argument] = [GROUP, self._settings.pending_ttl_s]
-        for delivery, _, work in asked:
+        for _, work in asked:
             names.append(keys.reply(work.entry.request_id))
-            arguments += (delivery.entry_id, work.rows, pending_state(work.entry.body_sha256, BULK))
-        answers: list[int] = self._line.run(CLAIM_IDS, names, arguments)
-        return answers
+            routing = routed(work.version.digest, work.version.version) if work.version is not None else b""
+            arguments += (work.entry_id, work.rows, pending_state(work.entry.body_sha256, BULK), routing)
+        answers: list[int | bytes] = self._line.run(CLAIM_IDS, names, arguments)
+        kept = []
+        for (request, work), answer in zip(asked, answers, strict=True):
+            if isinstance(answer, bytes):
+                self._keep_to(work, wire.ReplyState.FromString(answer))
+            if answer not in (DUPLICATE, REUSED):
+                kept.append((request, work))
+        return kept
+
+    def _keep_to(self, work: Work, first: wire.ReplyState) -> None:
+        """Pins a redelivered entry to the version of its first read, whatever the routing says by now."""
+        if work.version is not None and work.version.digest == first.digest:
+            return
+        record = self._catalog.records.get(work.entry.model_id)
+        version = record.versions.get(first.version) if record is not None else None
+        if version is not None and version.digest == first.digest:
+            work.refused = None
+            _pin(work, version)
+            return
+        work.version = None
+        work.entry.version, work.entry.digest = first.version, first.digest
+        text = f"version {first.version}, which it was routed to at its first read, is gone"
+        _refuse(work, Refused(Reason.VERSION_UNAVAILABLE, text))
 
     def _complete(self, drafts: list[tuple[Work, Request, Draft]]) -> None:
         """Hydrates all drafts of a batch with one fetch."""
@@ -207,6 +233,11 @@ _FAILURES = (
     Reason.FEATURES_UNAVAILABLE,
 )
 """Reasons that are no fault of the request's form."""
+
+
+def _pin(work: Work, version: Version) -> None:
+    work.version = version
+    work.entry.version, work.entry.digest = version.version, version.digest
 
 
 def _refuse(work: Work, refused: Refused) -> None:

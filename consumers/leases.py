@@ -10,7 +10,7 @@ import redis
 
 from contract.connection import Argument, run
 from contract.keys import GROUP, ORPHANS, Keys
-from contract.scripts import HAND_OVER, RENEW
+from contract.scripts import FORGET, HAND_OVER, RENEW
 from contract.settings import Settings
 from protos import millstream_wire_v1_pb2 as wire
 
@@ -44,6 +44,11 @@ class Leases:
                     del self._held[(model_id, lane)]
             self._since = time.monotonic()
 
+    def touch(self) -> None:
+        """What is held does not hang: it waits for Redis."""
+        with self._lock:
+            self._since = time.monotonic()
+
     @property
     def stuck_s(self) -> float:
         """Seconds since something was last read or completed, while something is held."""
@@ -73,4 +78,14 @@ def hand_over(client: redis.Redis, keys: Keys, models: Iterable[str], consumer: 
                 total += moved
                 if moved < MOST_IDS:
                     break
+    return total
+
+
+def forget(client: redis.Redis, keys: Keys, models: Iterable[str], silence_s: float) -> int:
+    """Removes consumers that hold nothing and were silent for so long, such as those of lost machines; how many."""
+    total = 0
+    for model_id in models:
+        names = keys.model(model_id)
+        for stream in (names.requests, names.bulk):
+            total += int(run(client, FORGET, [stream], [GROUP, int(silence_s * 1000)]))
     return total

@@ -88,3 +88,32 @@ def _learnt(known: Known, rows: int, seconds: float) -> Known:
     now = max(seconds / max(1, rows), 1e-9)
     before = known.get(size, now)
     return {**known, size: before + WEIGHT * (min(now, MOST_RISE * before) - before)}
+
+
+class Paces:
+    """Every model's on one worker. The thread that predicts adds to them, others ask."""
+
+    def __init__(self, target_s: float, most: int) -> None:
+        self._target_s = target_s
+        self._most = most
+        """Rows of the largest predict call."""
+        self._known: dict[str, Pace] = {}
+
+    def learn(self, model_id: str, rows: int, predict_s: float, whole_s: float) -> None:
+        """One more batch was served, whose predict call and whose whole took so long."""
+        self._known[model_id] = self._of(model_id).after(rows, predict_s, whole_s)
+
+    def room(self, model_id: str) -> int:
+        """Rows for the next batch of a model."""
+        return self._of(model_id).room(self._most)
+
+    def rows_per_s(self) -> dict[str, float]:
+        """What the worker does when it works on one model alone."""
+        return {model_id: pace.rows_per_s(self._most) for model_id, pace in self._known.copy().items()}
+
+    def rough(self) -> tuple[str, ...]:
+        """Models whose rate may turn out to be far higher."""
+        return tuple(model_id for model_id, pace in self._known.copy().items() if pace.rough(self._most))
+
+    def _of(self, model_id: str) -> Pace:
+        return self._known.get(model_id) or Pace(self._target_s)

@@ -6,7 +6,8 @@ ms:catalog -> record with a good signature -> chunks -> SHA-256 as recorded -> u
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+import threading
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import redis
@@ -17,6 +18,8 @@ from consumers.model import LoadedModel, UnloadableModel, load_model
 from contract.catalog import Catalog
 from contract.keys import Keys
 from contract.record import LIVE, Artifact, ModelRecord, Version
+
+LOOK_S = 0.1
 
 log = structlog.get_logger()
 
@@ -32,17 +35,23 @@ class ArtifactOutOfReach(Exception):
 class Shelf:
     """Loaded versions by digest. One thread loads; others only look."""
 
-    def __init__(self, client: redis.Redis, keys: Keys, catalog: Catalog, models: Collection[str]) -> None:
+    def __init__(
+        self, client: redis.Redis, keys: Keys, catalog: Catalog, models: Collection[str], *, compiles: bool = True
+    ) -> None:
         self._client = client
         self._keys = keys
         self._catalog = catalog
         self._only = frozenset(models)
+        self._compiles = compiles
         self._loaded: dict[bytes, LoadedModel] = {}
         self.failed: Mapping[str, str] = {}
         """Hex digest -> why it does not load."""
         self._told: set[str] = set()
         self.revision = -1
         """Catalogue revision that everything loadable of is on the shelf."""
+        self.loading = False
+        """Whether a version is being loaded just now; that may hold Python's lock for long."""
+        self.before_load: Callable[[], None] = lambda: None
 
     def get(self, digest: bytes) -> LoadedModel | None:
         return self._loaded.get(digest)
@@ -100,17 +109,37 @@ class Shelf:
             self._told.clear()
         return True
 
+    def follow(self, stop: threading.Event, on_change: Callable[[], None]) -> None:
+        """Keeps up with the catalogue until `stop` is set; `on_change` is called after each change."""
+        while not stop.wait(LOOK_S):
+            try:
+                if self.refresh():
+                    on_change()
+            except (RedisError, OSError) as error:
+                log.debug("the catalogue can't be read", error=str(error))
+            except Exception:
+                # Whatever one version does while it loads must not end the loading of others.
+                log.exception("loading failed")
+
     def _mine(self) -> list[ModelRecord]:
         records = self._catalog.records.values()
         return [record for record in records if not self._only or record.model_id in self._only]
 
     def _load(self, version: Version) -> LoadedModel:
         artifacts = {artifact.name: self._fetch(artifact) for artifact in version.artifacts}
-        model = load_model(version.signature, artifacts)
-        model.warm()
+        self.loading = True
+        try:
+            self.before_load()
+            model = load_model(version.signature, artifacts)
+            model.warm()
+            compiled = "switched off" if not self._compiles else model.compile() or "equal to the last bit"
+            model.warm()
+        finally:
+            self.loading = False
         for warning in model.warnings:
             log.warning("a version loaded with a warning", model=version.name, warning=warning)
-        log.info("version loaded", model_id=version.signature.model_id, version=version.version, engine=model.engine)
+        names = {"model_id": version.signature.model_id, "version": version.version}
+        log.info("version loaded", **names, engine=model.engine, compiled=compiled)
         return model
 
     def _fetch(self, artifact: Artifact) -> bytes:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from consumers.answers import Answers
 from consumers.model import Rows
 from contract.completion import BULK, INTERACTIVE, Item, done_state, event, wake
 from contract.errors import Refused
@@ -30,7 +32,7 @@ class Work:
     delivered_us: int
     deliveries: int = 1
     version: Version | None = None
-    """For a bulk entry: where it was routed at first read."""
+    """For a bulk entry: where it was routed at its first read."""
     refused: Refused | None = None
     status: wire.Status = wire.INVALID
     dead: str = ""
@@ -90,6 +92,39 @@ class Work:
         return self.finish(response.SerializeToString(), settings, status, failed=True)
 
 
+def parts(works: Sequence[Work], most: int) -> Iterator[list[Work]]:
+    """Predict calls of at most `most` rows; limits count rows, and a larger request goes alone."""
+    part: list[Work] = []
+    rows = 0
+    for work in works:
+        if part and rows + work.rows > most:
+            yield part
+            part, rows = [], 0
+        part.append(work)
+        rows += work.rows
+    if part:
+        yield part
+
+
+def answered(works: Sequence[Work], answers: Answers, settings: Settings) -> tuple[list[Item], int]:
+    """How the works of one predict call leave with its answers, and how many rows it had."""
+    items: list[Item] = []
+    row = 0
+    for work in works:
+        entry = work.entry
+        response = answers.response(
+            entry.request_id.encode(),
+            row,
+            work.rows,
+            entry.user_request_us,
+            packed=entry.packed,
+            degraded=entry.degraded,
+        )
+        items.append(work.finish(response, settings, wire.OK, position=row))
+        row += work.rows
+    return items, row
+
+
 def rows_of_entries(works: list[Work]) -> Rows:
     """The rows of several works of one version, in order, as a model takes them: joined without a loop over rows."""
     if works[0].entry.WhichOneof("rows") == "matrix":
@@ -113,4 +148,4 @@ def _column(parts: list[v1.Column]) -> np.ndarray | list[str | None]:
     return np.array(values, dtype={"doubles": np.float64, "integers": np.int64, "booleans": np.bool_}[str(kind)])
 
 
-__all__ = ["BULK", "INTERACTIVE", "Work", "rows_of_entries"]
+__all__ = ["BULK", "INTERACTIVE", "Work", "answered", "parts", "rows_of_entries"]

@@ -22,12 +22,17 @@ INTERACTIVE, BULK = wire.INTERACTIVE, wire.BULK
 
 _ENTRY, _RESPONSE, _ENTRY_ID, _REFUSED = tag_bytes(1), tag_bytes(2), tag_bytes(5), tag_bytes(9)
 _HEADER, _EVENT = tag_bytes(1), tag_bytes(2)
-_STATE_RESPONSE = tag_bytes(4)
+_STATE_RESPONSE, _STATE_DIGEST, _STATE_VERSION = tag_bytes(4), tag_bytes(5), tag_bytes(6)
 
 
 def pending_state(body_sha256: bytes, lane: wire.Lane) -> bytes:
     """A ReplyState without its entry id, which the script joins to it; always 36 bytes."""
     return b"\x0a\x20%b\x10%c" % (body_sha256 or NO_SHA256, lane)
+
+
+def routed(digest: bytes, version: str) -> bytes:
+    """The fields of a ReplyState that say which version answers; a script joins them to a pending one."""
+    return length_delimited(_STATE_DIGEST, digest) + length_delimited(_STATE_VERSION, version.encode())
 
 
 def done_state(body_sha256: bytes, lane: wire.Lane, entry_id: bytes, response: bytes) -> bytes:

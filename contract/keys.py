@@ -29,7 +29,7 @@ class ModelKeys:
     dead: str
     """Stream: what could not be served."""
     crashes: str
-    """Hash: entry id, `bulk ` before it for that lane -> how often a lone attempt ended in a dead process."""
+    """Hash: entry id, `bulk ` before it for that lane -> consumers that tried it alone and were not seen to live on."""
     count: str
     """Hash: accepted, completed, duplicates."""
     lone: str

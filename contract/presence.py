@@ -46,6 +46,12 @@ class Presence:
     pid: int = 0
     models: tuple[str, ...] = ()
     """The models a worker was told to serve; empty: all."""
+    served: Mapping[str, float] = field(default_factory=dict)
+    """model_id -> rows/s that a worker completed over the last seconds."""
+    outcomes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Hex version digest -> requests that this worker completed with it, and how many of them the model failed."""
+    alarm: Mapping[str, str] = field(default_factory=dict)
+    """model_id -> why the sink records nothing of it any more, and what to do."""
 
     def beat(self, keys: Keys) -> list[tuple[str | bytes | int | float, ...]]:
         """The Redis commands that renew it."""
@@ -59,6 +65,9 @@ class Presence:
                 "rough": list(self.rough),
                 "pid": self.pid,
                 "models": list(self.models),
+                "served": dict(self.served),
+                "outcomes": dict(self.outcomes),
+                "alarm": dict(self.alarm),
             }
         )
         now = time.time()
@@ -87,4 +96,7 @@ class Presence:
             rough=tuple(body["rough"]),
             pid=body["pid"],
             models=tuple(body["models"]),
+            served=body.get("served", {}),
+            outcomes={digest: (counts[0], counts[1]) for digest, counts in body.get("outcomes", {}).items()},
+            alarm=body.get("alarm", {}),
         )

@@ -92,6 +92,8 @@ class ModelRecord:
     revision: int
     versions: Mapping[str, Version]
     routing: Routing
+    decided_us: int = 0
+    """When the newest statement was made that it follows from, in microseconds."""
 
     @property
     def live(self) -> Version | None:
@@ -125,6 +127,7 @@ class ModelRecord:
                 salt=self.routing.salt,
                 shadow=self.routing.shadow,
             ),
+            decided_us=self.decided_us,
         ).SerializeToString(deterministic=True)
 
     @classmethod
@@ -148,7 +151,7 @@ class ModelRecord:
         }
         r = message.routing
         routing = Routing(r.production, r.canary, r.canary_basis_points, r.salt, r.shadow)
-        return cls(message.model_id, message.revision, versions, routing)
+        return cls(message.model_id, message.revision, versions, routing, message.decided_us)
 
 
 def bucket(model_id: str, salt: str, key: str) -> int:

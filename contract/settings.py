@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import ByteSize, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -55,9 +55,17 @@ class Settings(BaseSettings):
     workers: Count = Field(1, description="Worker processes in the pool.")
     batch_rows: Count = Field(256, description="Most rows in one predict call, but for a request larger than that.")
     batch_target_ms: Positive = Field(5.0, description="How long one predict call should take, in milliseconds.")
+    compile_models: bool = Field(
+        True, description="Whether models are computed in a compiled form where that differs in no bit of any answer."
+    )
     lease_s: Positive = Field(3.0, description="How long an entry stays a silent worker's own, in seconds.")
     heartbeat_s: Positive = Field(0.5, description="How often a worker renews its leases, in seconds.")
     batch_limit_s: Positive = Field(30.0, description="Longest time for one batch; then the worker is replaced.")
+    load_silence_s: Positive = Field(
+        120.0,
+        description="Longest time a worker is silent while it starts or loads a model; then it is replaced. While it "
+        "serves that is batch_limit_s.",
+    )
     max_crashes: Count = Field(2, description="Lone attempts that ended in a dead process before an entry is poison.")
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="The models a worker serves, with commas between them; empty: all."
@@ -73,9 +81,22 @@ class Settings(BaseSettings):
     azure_account_url: str = Field("", description="Azure Storage account, with a SAS token, a key or an identity.")
     azure_sas_token: SecretStr = Field(SecretStr(""), description="SAS token for the account URL.")
     azure_account_key: SecretStr = Field(SecretStr(""), description="Account key for the account URL.")
+    trusted_publishers: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Public keys whose owners may publish, or files of them, with commas between; "
+        "empty: whoever may write to the store.",
+    )
     poll_s: Positive = Field(300.0, description="How often the registry looks into the blob store, in seconds.")
     load_limit_s: Positive = Field(60.0, description="Longest time the workers have to load a new version, in seconds.")
     chunk_bytes: Count = Field(8 * 2**20, le=256 * 2**20, description="Size of an artifact's chunks in Redis.")
+    trial_address: str = Field(
+        "",
+        description="Where versions are tried before workers load them, unix:/path; empty: by the registry itself.",
+    )
+    trial_seconds: Positive = Field(60.0, description="Longest time for the trial of a version, in seconds.")
+    trial_memory: ByteSize = Field(
+        ByteSize(4 * 2**30), ge=2**29, description="Most memory that the trial of a version may take, such as 4GiB."
+    )
     registry_listen: str = Field(
         "",
         description="Where the registry listens; empty: 127.0.0.1:50052. `up` takes a socket in the state directory.",
@@ -113,7 +134,7 @@ class Settings(BaseSettings):
             raise ValueError(f"lease_s is {self.lease_s:g}, expected more than 3 x heartbeat_s ({self.heartbeat_s:g})")
         return self
 
-    @field_validator("models", mode="before")
+    @field_validator("models", "trusted_publishers", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
         return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value

@@ -1,7 +1,7 @@
 """Drafts: a signature for somebody's own model, from the fitted estimator and a CSV of rows it was trained on.
 
-names   feature_names_in_, else the CSV's header, else feature_0 and on
-types   the CSV's columns: int, float, bool or string
+names   feature_names_in_ or a program's inputs, else the CSV's header, else feature_0 and on
+types   the CSV's columns: int, float, bool or string; else what the file tells of its inputs
 outputs predict_proba where there is one, else predict
 input   array, or dataframe where the estimator takes nothing else
 """
@@ -19,11 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from consumers.formats import UnloadableModel, load_artifact
+from consumers.formats.estimator import fitted_names
+from consumers.formats.program import Program
 from consumers.model import load_model, rows_of
 from contract.signature import SignatureError, Value, parse_signature
 
 MOST_ROWS = 10_000
 """Rows of the CSV that are read for types."""
+_ZERO: Mapping[str, Value] = {"float": 0.0, "int": 0, "bool": False, "string": ""}
+_XGBOOST_TYPES = {"int": "int", "i": "bool"}
 _INT = re.compile(r"[+-]?[0-9]{1,15}")
 _FLOAT = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
@@ -51,7 +55,16 @@ class _Column:
     example: Value
 
 
-def draft(file: Path, *, model_id: str, version: str, rows: Path | None, output: str | None) -> Draft:
+def draft(
+    file: Path,
+    *,
+    model_id: str,
+    version: str,
+    rows: Path | None,
+    output: str | None,
+    status: str = "production",
+    location: str = "local-models",
+) -> Draft:
     """Loads the file, which runs its code, and drafts its signature; the model answers its example row.
 
     Raises DraftFailed.
@@ -65,7 +78,7 @@ def draft(file: Path, *, model_id: str, version: str, rows: Path | None, output:
     except UnloadableModel as error:
         raise DraftFailed(str(error)) from None
     notes = list(told)
-    if not callable(getattr(estimator, "predict", None)):
+    if not (isinstance(estimator, Program) or callable(getattr(estimator, "predict", None))):
         raise DraftFailed(f"{file.name} holds a {type(estimator).__name__}, which has no predict")
     columns = _columns(estimator, _table(rows) if rows else None, notes)
     model_file = f"model.production{file.suffix}"
@@ -73,8 +86,8 @@ def draft(file: Path, *, model_id: str, version: str, rows: Path | None, output:
         "model_id": model_id,
         "version": version,
         "trained_date": datetime.fromtimestamp(file.stat().st_mtime, UTC).date().isoformat(),
-        "status": "production",
-        "azure_location": "local-models",
+        "status": status,
+        "azure_location": location,
         "expected_features": [
             {"index": index, "name": column.name, "type": column.type, "example": column.example}
             for index, column in enumerate(columns)
@@ -128,14 +141,17 @@ def _table(path: Path) -> tuple[list[str], list[list[str]]]:
 
 
 def _columns(estimator: Any, table: tuple[list[str], list[list[str]]] | None, notes: list[str]) -> list[_Column]:
-    names = [str(name) for name in getattr(estimator, "feature_names_in_", [])]
-    count = len(names) or int(getattr(estimator, "n_features_in_", 0))
+    names = list(fitted_names(estimator) or ())
+    count = len(names) or int(getattr(estimator, "n_features_in_", None) or 0)
     if table is None:
         if not count:
             raise DraftFailed("the model does not say how many features it takes: give a CSV of its rows with --csv")
         if not names:
             names = [f"feature_{index}" for index in range(count)]
             notes.append("names are made up, since neither the model nor a --csv gives them")
+        types = _types(estimator)
+        if len(types) == len(names):
+            return [_Column(name, kind, _ZERO[kind]) for name, kind in zip(names, types, strict=True)]
         notes.append("every feature is taken for a float; a --csv of rows gives the types")
         return [_Column(name, "float", 0.0) for name in names]
     header, rows = table
@@ -153,6 +169,15 @@ def _columns(estimator: Any, table: tuple[list[str], list[list[str]]] | None, no
     return [_column(name, [row[header.index(name)] for row in rows]) for name in names]
 
 
+def _types(estimator: Any) -> tuple[str, ...]:
+    """The features' types where the file tells them: a program's inputs, or what XGBoost kept of a DataFrame."""
+    if isinstance(estimator, Program):
+        return estimator.feature_types
+    if not hasattr(estimator, "get_booster"):
+        return ()
+    return tuple(_XGBOOST_TYPES.get(kind, "float") for kind in estimator.get_booster().feature_types or ())
+
+
 def _column(name: str, texts: list[str]) -> _Column:
     filled = [text for text in texts if text != ""]
     if not filled:
@@ -167,6 +192,9 @@ def _column(name: str, texts: list[str]) -> _Column:
 
 
 def _outputs(estimator: Any, name: str | None) -> list[dict[str, Any]]:
+    if isinstance(estimator, Program) and "predict_proba" in estimator.calls:
+        label = "prediction" if name != "prediction" else "label"
+        return [{"name": name or "probability", "call": "predict_proba"}, {"name": label, "call": "predict"}]
     classes = getattr(estimator, "classes_", None)
     if classes is None or not callable(getattr(estimator, "predict_proba", None)):
         return [{"name": name or "prediction", "call": "predict"}]

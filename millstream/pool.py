@@ -24,9 +24,6 @@ from millstream.local.supervisor import Supervisor
 
 log = structlog.get_logger()
 
-LOAD_S = 120.0
-"""Longest time a worker is silent while it loads its models."""
-
 
 def workers(settings: Settings, count: int) -> list[Child]:
     """The children of a pool, `worker-1` and on."""
@@ -64,8 +61,9 @@ def _hand_over(settings: Settings, url: str, pid: int) -> int:
         moved = 0
         for consumer in (member.decode() for member in members):
             if consumer.startswith(prefix):
-                moved += hand_over(client, keys, [model.decode() for model in models], consumer)
+                # Who retries what it held must not take it for alive.
                 client.delete(keys.presence("worker", consumer))
+                moved += hand_over(client, keys, [model.decode() for model in models], consumer)
                 client.zrem(keys.roll("worker"), consumer)
         return moved
 
@@ -82,12 +80,12 @@ async def run_pool(settings: Settings, url: str) -> None:
         async with Supervisor(Path(logs), on_death=died) as supervisor:
             async with anyio.create_task_group() as starts:
                 for child in children:
-                    starts.start_soon(_start, supervisor, child)
+                    starts.start_soon(_start, supervisor, child, settings.load_silence_s)
             notify_ready()
             async for _ in signals:
                 break
             await supervisor.stop([[child.name for child in children]], grace=settings.drain_s + 2)
 
 
-async def _start(supervisor: Supervisor, child: Child) -> None:
-    await supervisor.start(child, ready_within=LOAD_S)
+async def _start(supervisor: Supervisor, child: Child, silence_s: float) -> None:
+    await supervisor.start(child, ready_within=silence_s)

@@ -20,7 +20,7 @@ import structlog
 
 from contract.log import set_up_log
 from contract.settings import Settings
-from millstream.local.ready import notify_failed, notify_progress, notify_ready
+from millstream.local.ready import notify_beat, notify_failed, notify_progress, notify_ready, notify_ready_to_beat
 from millstream.local.state_dir import StateDir
 
 if TYPE_CHECKING:
@@ -106,11 +106,11 @@ def worker(settings: Settings) -> None:
         snapshot.open()
     with _in_plain_words(KeyUnusable):
         process = Worker(settings, url, public_key_file(settings), lambda drafts: stored_now(store, snapshot, drafts))
-    process.run(_stop_event(), on_ready=notify_ready)
+    process.run(_stop_event(), on_ready=notify_ready_to_beat, on_beat=notify_beat)
 
 
-def sink(settings: Settings) -> None:
-    """Records events until SIGTERM or SIGINT."""
+def sink(settings: Settings, *, accept_gap: bool = False) -> None:
+    """Records events until SIGTERM or SIGINT; `accept_gap` lets what is missing at its start be a row of the log."""
     from consumers.event_database import EventDatabaseError
     from consumers.event_log import ListenError
     from consumers.sink import run_sink
@@ -125,12 +125,15 @@ def sink(settings: Settings) -> None:
             listen=settings.sink_listen or "127.0.0.1:50053",
             on_ready=notify_ready,
             stop=_stop_event(),
+            accept_gap=accept_gap,
+            on_alarm=notify_progress,
         )
 
 
 def registry(settings: Settings) -> None:
     """Watches the blob store until SIGTERM or SIGINT."""
     from contract.trust import KeyUnusable
+    from millstream.trial import NoPlaceToListen, trials
     from registry.app import CannotListen, run_registry
     from registry.blobs import StoreError
     from registry.catalogue import CatalogueUnusable
@@ -141,7 +144,7 @@ def registry(settings: Settings) -> None:
         _fail("no store is set: --store DIR or azure://container, or MILLSTREAM_STORE_URL")
 
     async def serve() -> None:
-        async with anyio.create_task_group() as tasks:
+        async with trials(settings, THREAD_LIMITS) as trial, anyio.create_task_group() as tasks:
             stop = anyio.Event()
             tasks.start_soon(_stop_on_signal, stop)
             await run_registry(
@@ -152,12 +155,23 @@ def registry(settings: Settings) -> None:
                 listen=settings.registry_listen or "127.0.0.1:50052",
                 on_ready=notify_ready,
                 stop=stop,
+                trial=trial,
                 on_problem=_out_of_reach,
             )
             tasks.cancel_scope.cancel()
 
-    with _in_plain_words(CatalogueUnusable, KeyUnusable, StoreError, CannotListen):
+    with _in_plain_words(CatalogueUnusable, KeyUnusable, StoreError, CannotListen, NoPlaceToListen):
         anyio.run(serve)
+
+
+def trial(settings: Settings) -> NoReturn:
+    """Becomes the process that tries versions for a registry; SIGTERM and SIGINT end it at once."""
+    from millstream.trial import NoPlaceToListen, serve
+
+    if not settings.trial_address:
+        _fail("no place to listen is set: --listen unix:/path, or MILLSTREAM_TRIAL_ADDRESS")
+    with _in_plain_words(NoPlaceToListen):
+        serve(settings, THREAD_LIMITS, on_ready=notify_ready)
 
 
 def _out_of_reach(problem: str) -> None:
@@ -225,4 +239,5 @@ ROLES: dict[str, Callable[[Settings], None]] = {
     "worker": worker,
     "sink": sink,
     "registry": registry,
+    "trial": trial,
 }

@@ -104,8 +104,10 @@ class House:
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings, say: Say) -> AsyncIterator[House]:
+async def running(settings: Settings, say: Say, *, accept_gap: bool = False) -> AsyncIterator[House]:
     """Everything up, until the block is left; `say` gets a line for each step, and one for each child that dies.
+
+    `accept_gap` is the sink's, at its first start.
 
     Without a store in the settings the stock models are served.
     Raises StateDirError, ServerMissing, ChildFailed, RoleFailed.
@@ -176,9 +178,12 @@ async def running(settings: Settings, say: Say) -> AsyncIterator[House]:
         )
         say(f"registry  {settings.store_url}, looked into every {settings.poll_s:g} s")
         say("sink      " + str(state.events))
-        await _start_together(supervisor, [_role("registry", told, "run"), _role("sink", told)])
+        sink = _role("sink", told)
+        first = replace(sink, argv=(*sink.argv, "--accept-gap")) if accept_gap else sink
+        await _start_together(supervisor, [_role("registry", told, "run"), first], told.load_silence_s)
+        supervisor.revise(sink)  # Another one in its place has no gap to accept.
         say(f"workers   {settings.workers}")
-        await _start_together(supervisor, pool.workers(told, settings.workers))
+        await _start_together(supervisor, pool.workers(told, settings.workers), told.load_silence_s)
         gateway = _role("gateway", told)
         await supervisor.start(gateway, ready_within=60.0)
         # The port it took is what callers know by now: another gateway in its place listens there again.
@@ -189,7 +194,12 @@ async def running(settings: Settings, say: Say) -> AsyncIterator[House]:
 
 
 def up(
-    settings: Settings, *, store: str = "", quiet: bool = False, on_serving: Callable[[House], None] | None = None
+    settings: Settings,
+    *,
+    store: str = "",
+    quiet: bool = False,
+    accept_gap: bool = False,
+    on_serving: Callable[[House], None] | None = None,
 ) -> int:
     """Runs until SIGTERM or SIGINT, then drains; the exit code. Without a store the stock models are served.
 
@@ -199,11 +209,13 @@ def up(
     """
     say = _quiet if quiet else _tell
     settings = settings.model_copy(update={"store_url": store})
-    anyio.run(_until_stopped, settings, say, on_serving)
+    anyio.run(_until_stopped, settings, say, on_serving, accept_gap)
     return 0
 
 
-async def _until_stopped(settings: Settings, say: Say, on_serving: Callable[[House], None] | None) -> None:
+async def _until_stopped(
+    settings: Settings, say: Say, on_serving: Callable[[House], None] | None, accept_gap: bool
+) -> None:
     houses: list[House] = []
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with anyio.create_task_group() as tasks:
@@ -220,7 +232,7 @@ async def _until_stopped(settings: Settings, say: Say, on_serving: Callable[[Hou
 
             tasks.start_soon(until_told)
             with work:
-                async with running(settings, say) as house:
+                async with running(settings, say, accept_gap=accept_gap) as house:
                     houses.append(house)
                     await _until_serving(house, say)
                     if on_serving:
@@ -322,14 +334,14 @@ def _reach(url: str) -> None:
         ) from None
 
 
-async def _start_together(supervisor: Supervisor, children: list[Child]) -> None:
+async def _start_together(supervisor: Supervisor, children: list[Child], silence_s: float) -> None:
     async with anyio.create_task_group() as starts:
         for child in children:
-            starts.start_soon(_start, supervisor, child)
+            starts.start_soon(_start, supervisor, child, silence_s)
 
 
-async def _start(supervisor: Supervisor, child: Child) -> None:
-    await supervisor.start(child, ready_within=pool.LOAD_S)
+async def _start(supervisor: Supervisor, child: Child, silence_s: float) -> None:
+    await supervisor.start(child, ready_within=silence_s)
 
 
 def _role(name: str, settings: Settings, *words: str) -> Child:

@@ -331,7 +331,7 @@ class EventQuery(_message.Message):
     def __init__(self, model_id: _Optional[str] = ..., version: _Optional[str] = ..., status: _Optional[str] = ..., entity_id: _Optional[str] = ..., request_id: _Optional[str] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., limit: _Optional[int] = ..., oldest_first: _Optional[bool] = ..., lane: _Optional[str] = ...) -> None: ...
 
 class EventCount(_message.Message):
-    __slots__ = ("events", "distinct_requests", "by_status", "by_model")
+    __slots__ = ("events", "distinct_requests", "by_status", "by_model", "alarms")
     class ByStatusEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -346,15 +346,24 @@ class EventCount(_message.Message):
         key: str
         value: int
         def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class AlarmsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     DISTINCT_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     BY_STATUS_FIELD_NUMBER: _ClassVar[int]
     BY_MODEL_FIELD_NUMBER: _ClassVar[int]
+    ALARMS_FIELD_NUMBER: _ClassVar[int]
     events: int
     distinct_requests: int
     by_status: _containers.ScalarMap[str, int]
     by_model: _containers.ScalarMap[str, int]
-    def __init__(self, events: _Optional[int] = ..., distinct_requests: _Optional[int] = ..., by_status: _Optional[_Mapping[str, int]] = ..., by_model: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    alarms: _containers.ScalarMap[str, str]
+    def __init__(self, events: _Optional[int] = ..., distinct_requests: _Optional[int] = ..., by_status: _Optional[_Mapping[str, int]] = ..., by_model: _Optional[_Mapping[str, int]] = ..., alarms: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ModelEvent(_message.Message):
     __slots__ = ("model_id", "request_id", "version", "digest", "status", "lane", "entity_id", "inputs_json", "outputs_json", "origins_json", "error_reason", "error_message", "user_request_timestamp", "admitted_timestamp", "appended_timestamp", "delivered_timestamp", "predicted_at_timestamp", "worker", "gateway", "caller", "deliveries", "entry_id", "event_entry_id", "batch_id", "batch_rows", "batch_position", "rows", "engine", "runtime_id", "degraded")
@@ -427,7 +436,7 @@ class ListVersionsRequest(_message.Message):
     def __init__(self, model_id: _Optional[str] = ...) -> None: ...
 
 class VersionInfo(_message.Message):
-    __slots__ = ("model_id", "version", "state", "tag", "digest", "trained_date", "location", "problem", "first_seen", "warnings")
+    __slots__ = ("model_id", "version", "state", "tag", "digest", "trained_date", "location", "problem", "first_seen", "warnings", "held_back", "statement", "traffic_percent")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -438,6 +447,9 @@ class VersionInfo(_message.Message):
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
     FIRST_SEEN_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    HELD_BACK_FIELD_NUMBER: _ClassVar[int]
+    STATEMENT_FIELD_NUMBER: _ClassVar[int]
+    TRAFFIC_PERCENT_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     version: str
     state: str
@@ -448,19 +460,50 @@ class VersionInfo(_message.Message):
     problem: str
     first_seen: _timestamp_pb2.Timestamp
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model_id: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., tag: _Optional[str] = ..., digest: _Optional[str] = ..., trained_date: _Optional[str] = ..., location: _Optional[str] = ..., problem: _Optional[str] = ..., first_seen: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    held_back: str
+    statement: str
+    traffic_percent: float
+    def __init__(self, model_id: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., tag: _Optional[str] = ..., digest: _Optional[str] = ..., trained_date: _Optional[str] = ..., location: _Optional[str] = ..., problem: _Optional[str] = ..., first_seen: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., held_back: _Optional[str] = ..., statement: _Optional[str] = ..., traffic_percent: _Optional[float] = ...) -> None: ...
+
+class ModelRouting(_message.Message):
+    __slots__ = ("model_id", "production", "statement", "coming", "pinned", "canary", "canary_percent", "abort_over", "canary_finished", "canary_failed", "shadow")
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    PRODUCTION_FIELD_NUMBER: _ClassVar[int]
+    STATEMENT_FIELD_NUMBER: _ClassVar[int]
+    COMING_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    CANARY_FIELD_NUMBER: _ClassVar[int]
+    CANARY_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    ABORT_OVER_FIELD_NUMBER: _ClassVar[int]
+    CANARY_FINISHED_FIELD_NUMBER: _ClassVar[int]
+    CANARY_FAILED_FIELD_NUMBER: _ClassVar[int]
+    SHADOW_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    production: str
+    statement: str
+    coming: str
+    pinned: str
+    canary: str
+    canary_percent: float
+    abort_over: float
+    canary_finished: int
+    canary_failed: int
+    shadow: str
+    def __init__(self, model_id: _Optional[str] = ..., production: _Optional[str] = ..., statement: _Optional[str] = ..., coming: _Optional[str] = ..., pinned: _Optional[str] = ..., canary: _Optional[str] = ..., canary_percent: _Optional[float] = ..., abort_over: _Optional[float] = ..., canary_finished: _Optional[int] = ..., canary_failed: _Optional[int] = ..., shadow: _Optional[str] = ...) -> None: ...
 
 class ListVersionsResponse(_message.Message):
-    __slots__ = ("versions", "store", "last_poll", "store_problem")
+    __slots__ = ("versions", "store", "last_poll", "store_problem", "models")
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     STORE_FIELD_NUMBER: _ClassVar[int]
     LAST_POLL_FIELD_NUMBER: _ClassVar[int]
     STORE_PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     versions: _containers.RepeatedCompositeFieldContainer[VersionInfo]
     store: str
     last_poll: _timestamp_pb2.Timestamp
     store_problem: str
-    def __init__(self, versions: _Optional[_Iterable[_Union[VersionInfo, _Mapping]]] = ..., store: _Optional[str] = ..., last_poll: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., store_problem: _Optional[str] = ...) -> None: ...
+    models: _containers.RepeatedCompositeFieldContainer[ModelRouting]
+    def __init__(self, versions: _Optional[_Iterable[_Union[VersionInfo, _Mapping]]] = ..., store: _Optional[str] = ..., last_poll: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., store_problem: _Optional[str] = ..., models: _Optional[_Iterable[_Union[ModelRouting, _Mapping]]] = ...) -> None: ...
 
 class SyncRequest(_message.Message):
     __slots__ = ()
@@ -485,23 +528,113 @@ class HistoryRequest(_message.Message):
     def __init__(self, model_id: _Optional[str] = ...) -> None: ...
 
 class HistoryEntry(_message.Message):
-    __slots__ = ("at", "model_id", "version", "digest", "act", "detail")
+    __slots__ = ("at", "model_id", "version", "digest", "act", "detail", "by")
     AT_FIELD_NUMBER: _ClassVar[int]
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     ACT_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
     at: _timestamp_pb2.Timestamp
     model_id: str
     version: str
     digest: str
     act: str
     detail: str
-    def __init__(self, at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., model_id: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., act: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
+    by: str
+    def __init__(self, at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., model_id: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., act: _Optional[str] = ..., detail: _Optional[str] = ..., by: _Optional[str] = ...) -> None: ...
 
 class HistoryResponse(_message.Message):
     __slots__ = ("entries",)
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     entries: _containers.RepeatedCompositeFieldContainer[HistoryEntry]
     def __init__(self, entries: _Optional[_Iterable[_Union[HistoryEntry, _Mapping]]] = ...) -> None: ...
+
+class PromoteRequest(_message.Message):
+    __slots__ = ("model_id", "version", "by")
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    version: str
+    by: str
+    def __init__(self, model_id: _Optional[str] = ..., version: _Optional[str] = ..., by: _Optional[str] = ...) -> None: ...
+
+class SetCanaryRequest(_message.Message):
+    __slots__ = ("model_id", "version", "by", "percent", "abort_over", "off")
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
+    PERCENT_FIELD_NUMBER: _ClassVar[int]
+    ABORT_OVER_FIELD_NUMBER: _ClassVar[int]
+    OFF_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    version: str
+    by: str
+    percent: float
+    abort_over: float
+    off: bool
+    def __init__(self, model_id: _Optional[str] = ..., version: _Optional[str] = ..., by: _Optional[str] = ..., percent: _Optional[float] = ..., abort_over: _Optional[float] = ..., off: _Optional[bool] = ...) -> None: ...
+
+class SetShadowRequest(_message.Message):
+    __slots__ = ("model_id", "version", "by", "off")
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
+    OFF_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    version: str
+    by: str
+    off: bool
+    def __init__(self, model_id: _Optional[str] = ..., version: _Optional[str] = ..., by: _Optional[str] = ..., off: _Optional[bool] = ...) -> None: ...
+
+class RollbackRequest(_message.Message):
+    __slots__ = ("model_id", "by")
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    by: str
+    def __init__(self, model_id: _Optional[str] = ..., by: _Optional[str] = ...) -> None: ...
+
+class RetireRequest(_message.Message):
+    __slots__ = ("model_id", "version", "by", "force")
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    version: str
+    by: str
+    force: bool
+    def __init__(self, model_id: _Optional[str] = ..., version: _Optional[str] = ..., by: _Optional[str] = ..., force: _Optional[bool] = ...) -> None: ...
+
+class PinRequest(_message.Message):
+    __slots__ = ("model_id", "version", "by")
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    version: str
+    by: str
+    def __init__(self, model_id: _Optional[str] = ..., version: _Optional[str] = ..., by: _Optional[str] = ...) -> None: ...
+
+class UnpinRequest(_message.Message):
+    __slots__ = ("model_id", "by")
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    by: str
+    def __init__(self, model_id: _Optional[str] = ..., by: _Optional[str] = ...) -> None: ...
+
+class ActResponse(_message.Message):
+    __slots__ = ("model_id", "version", "digest", "detail")
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    version: str
+    digest: str
+    detail: str
+    def __init__(self, model_id: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...

@@ -518,6 +518,41 @@ class RegistryStub:
                 request_serializer=protos_dot_millstream__v1__pb2.HistoryRequest.SerializeToString,
                 response_deserializer=protos_dot_millstream__v1__pb2.HistoryResponse.FromString,
                 _registered_method=True)
+        self.Promote = channel.unary_unary(
+                '/millstream.v1.Registry/Promote',
+                request_serializer=protos_dot_millstream__v1__pb2.PromoteRequest.SerializeToString,
+                response_deserializer=protos_dot_millstream__v1__pb2.ActResponse.FromString,
+                _registered_method=True)
+        self.SetCanary = channel.unary_unary(
+                '/millstream.v1.Registry/SetCanary',
+                request_serializer=protos_dot_millstream__v1__pb2.SetCanaryRequest.SerializeToString,
+                response_deserializer=protos_dot_millstream__v1__pb2.ActResponse.FromString,
+                _registered_method=True)
+        self.SetShadow = channel.unary_unary(
+                '/millstream.v1.Registry/SetShadow',
+                request_serializer=protos_dot_millstream__v1__pb2.SetShadowRequest.SerializeToString,
+                response_deserializer=protos_dot_millstream__v1__pb2.ActResponse.FromString,
+                _registered_method=True)
+        self.Rollback = channel.unary_unary(
+                '/millstream.v1.Registry/Rollback',
+                request_serializer=protos_dot_millstream__v1__pb2.RollbackRequest.SerializeToString,
+                response_deserializer=protos_dot_millstream__v1__pb2.ActResponse.FromString,
+                _registered_method=True)
+        self.Retire = channel.unary_unary(
+                '/millstream.v1.Registry/Retire',
+                request_serializer=protos_dot_millstream__v1__pb2.RetireRequest.SerializeToString,
+                response_deserializer=protos_dot_millstream__v1__pb2.ActResponse.FromString,
+                _registered_method=True)
+        self.Pin = channel.unary_unary(
+                '/millstream.v1.Registry/Pin',
+                request_serializer=protos_dot_millstream__v1__pb2.PinRequest.SerializeToString,
+                response_deserializer=protos_dot_millstream__v1__pb2.ActResponse.FromString,
+                _registered_method=True)
+        self.Unpin = channel.unary_unary(
+                '/millstream.v1.Registry/Unpin',
+                request_serializer=protos_dot_millstream__v1__pb2.UnpinRequest.SerializeToString,
+                response_deserializer=protos_dot_millstream__v1__pb2.ActResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryServicer:
@@ -546,6 +581,55 @@ class RegistryServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Promote(self, request, context):
+        """The acts of an operator. Each is on record before it is answered; what follows from it takes a moment longer.
+        Puts a version into production. One that was refused is tried again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetCanary(self, request, context):
+        """Gives a version a share of the requests that name none; again to change the share.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetShadow(self, request, context):
+        """Has the workers load a version that answers nobody.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rollback(self, request, context):
+        """Back to the version that answered before the one that answers now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Retire(self, request, context):
+        """Takes a version out of service, whatever its tag says.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Pin(self, request, context):
+        """Holds production where it is, against any tag that comes later; Unpin lets those count.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unpin(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -563,6 +647,41 @@ def add_RegistryServicer_to_server(servicer, server):
                     servicer.History,
                     request_deserializer=protos_dot_millstream__v1__pb2.HistoryRequest.FromString,
                     response_serializer=protos_dot_millstream__v1__pb2.HistoryResponse.SerializeToString,
+            ),
+            'Promote': grpc.unary_unary_rpc_method_handler(
+                    servicer.Promote,
+                    request_deserializer=protos_dot_millstream__v1__pb2.PromoteRequest.FromString,
+                    response_serializer=protos_dot_millstream__v1__pb2.ActResponse.SerializeToString,
+            ),
+            'SetCanary': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetCanary,
+                    request_deserializer=protos_dot_millstream__v1__pb2.SetCanaryRequest.FromString,
+                    response_serializer=protos_dot_millstream__v1__pb2.ActResponse.SerializeToString,
+            ),
+            'SetShadow': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetShadow,
+                    request_deserializer=protos_dot_millstream__v1__pb2.SetShadowRequest.FromString,
+                    response_serializer=protos_dot_millstream__v1__pb2.ActResponse.SerializeToString,
+            ),
+            'Rollback': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rollback,
+                    request_deserializer=protos_dot_millstream__v1__pb2.RollbackRequest.FromString,
+                    response_serializer=protos_dot_millstream__v1__pb2.ActResponse.SerializeToString,
+            ),
+            'Retire': grpc.unary_unary_rpc_method_handler(
+                    servicer.Retire,
+                    request_deserializer=protos_dot_millstream__v1__pb2.RetireRequest.FromString,
+                    response_serializer=protos_dot_millstream__v1__pb2.ActResponse.SerializeToString,
+            ),
+            'Pin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pin,
+                    request_deserializer=protos_dot_millstream__v1__pb2.PinRequest.FromString,
+                    response_serializer=protos_dot_millstream__v1__pb2.ActResponse.SerializeToString,
+            ),
+            'Unpin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unpin,
+                    request_deserializer=protos_dot_millstream__v1__pb2.UnpinRequest.FromString,
+                    response_serializer=protos_dot_millstream__v1__pb2.ActResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -648,6 +767,195 @@ class Registry:
             '/millstream.v1.Registry/History',
             protos_dot_millstream__v1__pb2.HistoryRequest.SerializeToString,
             protos_dot_millstream__v1__pb2.HistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Promote(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/millstream.v1.Registry/Promote',
+            protos_dot_millstream__v1__pb2.PromoteRequest.SerializeToString,
+            protos_dot_millstream__v1__pb2.ActResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetCanary(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/millstream.v1.Registry/SetCanary',
+            protos_dot_millstream__v1__pb2.SetCanaryRequest.SerializeToString,
+            protos_dot_millstream__v1__pb2.ActResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetShadow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/millstream.v1.Registry/SetShadow',
+            protos_dot_millstream__v1__pb2.SetShadowRequest.SerializeToString,
+            protos_dot_millstream__v1__pb2.ActResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rollback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/millstream.v1.Registry/Rollback',
+            protos_dot_millstream__v1__pb2.RollbackRequest.SerializeToString,
+            protos_dot_millstream__v1__pb2.ActResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Retire(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/millstream.v1.Registry/Retire',
+            protos_dot_millstream__v1__pb2.RetireRequest.SerializeToString,
+            protos_dot_millstream__v1__pb2.ActResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/millstream.v1.Registry/Pin',
+            protos_dot_millstream__v1__pb2.PinRequest.SerializeToString,
+            protos_dot_millstream__v1__pb2.ActResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unpin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/millstream.v1.Registry/Unpin',
+            protos_dot_millstream__v1__pb2.UnpinRequest.SerializeToString,
+            protos_dot_millstream__v1__pb2.ActResponse.FromString,
             options,
             channel_credentials,
             insecure,

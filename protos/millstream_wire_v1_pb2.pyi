@@ -107,16 +107,20 @@ class Entry(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., model_id: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[bytes] = ..., matrix: _Optional[_Union[_millstream_v1_pb2.Matrix, _Mapping]] = ..., columns: _Optional[_Union[_millstream_v1_pb2.Columns, _Mapping]] = ..., entity_id: _Optional[str] = ..., deadline_us: _Optional[int] = ..., user_request_us: _Optional[int] = ..., admitted_us: _Optional[int] = ..., gateway: _Optional[str] = ..., hydrated: _Optional[_Iterable[_Union[Hydrated, _Mapping]]] = ..., degraded: _Optional[bool] = ..., packed: _Optional[bool] = ..., reply_ttl_s: _Optional[int] = ..., body_sha256: _Optional[bytes] = ..., discard_reply: _Optional[bool] = ..., caller: _Optional[str] = ..., trace: _Optional[str] = ...) -> None: ...
 
 class ReplyState(_message.Message):
-    __slots__ = ("body_sha256", "lane", "entry_id", "response")
+    __slots__ = ("body_sha256", "lane", "entry_id", "response", "digest", "version")
     BODY_SHA256_FIELD_NUMBER: _ClassVar[int]
     LANE_FIELD_NUMBER: _ClassVar[int]
     ENTRY_ID_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     body_sha256: bytes
     lane: Lane
     entry_id: str
     response: bytes
-    def __init__(self, body_sha256: _Optional[bytes] = ..., lane: _Optional[_Union[Lane, str]] = ..., entry_id: _Optional[str] = ..., response: _Optional[bytes] = ...) -> None: ...
+    digest: bytes
+    version: str
+    def __init__(self, body_sha256: _Optional[bytes] = ..., lane: _Optional[_Union[Lane, str]] = ..., entry_id: _Optional[str] = ..., response: _Optional[bytes] = ..., digest: _Optional[bytes] = ..., version: _Optional[str] = ...) -> None: ...
 
 class Replies(_message.Message):
     __slots__ = ("replies",)
@@ -195,16 +199,18 @@ class SignedRecord(_message.Message):
     def __init__(self, record: _Optional[bytes] = ..., ed25519: _Optional[bytes] = ...) -> None: ...
 
 class ModelRecord(_message.Message):
-    __slots__ = ("model_id", "revision", "versions", "routing")
+    __slots__ = ("model_id", "revision", "versions", "routing", "decided_us")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     ROUTING_FIELD_NUMBER: _ClassVar[int]
+    DECIDED_US_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     revision: int
     versions: _containers.RepeatedCompositeFieldContainer[VersionRecord]
     routing: Routing
-    def __init__(self, model_id: _Optional[str] = ..., revision: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[VersionRecord, _Mapping]]] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ...) -> None: ...
+    decided_us: int
+    def __init__(self, model_id: _Optional[str] = ..., revision: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[VersionRecord, _Mapping]]] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ..., decided_us: _Optional[int] = ...) -> None: ...
 
 class VersionRecord(_message.Message):
     __slots__ = ("version", "digest", "state", "signature_json", "artifacts", "location")

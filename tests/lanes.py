@@ -10,7 +10,7 @@ import redis
 from contract.completion import BULK, INTERACTIVE, Item, done_state, event, exit_calls, header, pending_state, wake
 from contract.connection import Argument, ensure_groups, run
 from contract.keys import GROUP, ORPHANS, Keys
-from contract.scripts import CLAIM_IDS, ENTRANCE, EXIT, HAND_OVER, RENEW, RETRY
+from contract.scripts import CLAIM_IDS, ENTRANCE, EXIT, FORGET, GIVE_BACK, HAND_OVER, RENEW, RETRY
 from protos import millstream_v1_pb2 as v1
 from protos import millstream_wire_v1_pb2 as wire
 
@@ -52,16 +52,16 @@ class ModelLanes:
         ids: list[bytes] = self.enter(*[(entry(each), 1, b"", each) for each in request_ids], lane=lane)
         return ids
 
-    def claim(self, *items: tuple[bytes, int, bytes, str], ttl_s: int = 100) -> list[int]:
-        """claim_ids for (entry id, rows, body digest, request id) each."""
+    def claim(self, *items: tuple[bytes, int, bytes, str], ttl_s: int = 100, routing: bytes = b"") -> list[int | bytes]:
+        """claim_ids for (entry id, rows, body digest, request id) each, all of them routed alike."""
         names = [
             *(self.keys.bulk, self.keys.rows_bulk, self.keys.count, self.keys.dead, self.keys.crashes, self.keys.lone)
         ]
         arguments: list[Argument] = [GROUP, ttl_s]
         for entry_id, rows, body, request_id in items:
             names.append(self.keys.reply(request_id))
-            arguments += [entry_id, rows, pending_state(body, BULK)]
-        answers: list[int] = run(self.client, CLAIM_IDS, names, arguments)
+            arguments += [entry_id, rows, pending_state(body, BULK), routing]
+        answers: list[int | bytes] = run(self.client, CLAIM_IDS, names, arguments)
         return answers
 
     def leave(self, *items: Item, head: wire.Header | None = None) -> list[int]:
@@ -79,8 +79,19 @@ class ModelLanes:
     def retry(
         self, consumer: str = "w2", *, lane: wire.Lane = INTERACTIVE, lease_ms: int = LEASE_MS, most: int = 2
     ) -> Any:
+        """What retry answers, with the number of crashes in place of the names."""
         names = [self.stream(lane), self.keys.crashes, self.keys.lone]
-        return run(self.client, RETRY, names, [GROUP, consumer, lease_ms, most])
+        answer = run(self.client, RETRY, names, [GROUP, consumer, lease_ms, most])
+        return answer if answer is None or len(answer) == 1 else [*answer[:2], len(answer[2].split()), answer[3]]
+
+    def give_back(self, consumer: str) -> int:
+        names = [self.keys.requests, self.keys.bulk, self.keys.crashes, self.keys.lone]
+        answer: int = run(self.client, GIVE_BACK, names, [GROUP, consumer])
+        return answer
+
+    def forget(self, silence_ms: int, *, lane: wire.Lane = INTERACTIVE) -> int:
+        answer: int = run(self.client, FORGET, [self.stream(lane)], [GROUP, silence_ms])
+        return answer
 
     def renew(self, consumer: str, *ids: bytes, lane: wire.Lane = INTERACTIVE, lease_ms: int = LEASE_MS) -> int:
         answer: int = run(self.client, RENEW, [self.stream(lane), self.keys.lone], [GROUP, consumer, lease_ms, *ids])
@@ -136,6 +147,12 @@ class ModelLanes:
     def deliveries(self, lane: wire.Lane = INTERACTIVE) -> dict[str, int]:
         found: Any = self.client.xpending_range(self.stream(lane), GROUP, "-", "+", 1000)
         return {each["message_id"].decode(): each["times_delivered"] for each in found}
+
+    def tried(self, entry_id: bytes, lane: wire.Lane = INTERACTIVE) -> list[str]:
+        """Who tried an entry alone and was not seen to live on."""
+        mark = b"bulk " + entry_id if lane == BULK else entry_id
+        names: Any = self.client.hget(self.keys.crashes, mark.decode())
+        return (names or b"").decode().split()
 
     def consumers(self, lane: wire.Lane = INTERACTIVE) -> set[str]:
         found: Any = self.client.xinfo_consumers(self.stream(lane), GROUP)

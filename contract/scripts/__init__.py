@@ -4,8 +4,10 @@
     claim_ids  the same decision for the bulk lane, which passes no entrance, after its first read
     exit       the only way out: reply, event, acknowledgement, for a whole batch
     retry      take one abandoned entry for an attempt alone
+    give_back  take such an attempt back that its process has outlived
     renew      keep the lease on what this worker holds
     hand_over  give a dead worker's entries back to the pool
+    forget     remove consumers that hold nothing and are silent
     retry_dead put a dead letter back onto the bulk lane
 
 Redis does not roll a script back, so each reads every key with a command that fails on a wrong type before its first
@@ -37,8 +39,10 @@ ENTRANCE = Script.named("entrance")
 CLAIM_IDS = Script.named("claim_ids")
 EXIT = Script.named("exit")
 RETRY = Script.named("retry")
+GIVE_BACK = Script.named("give_back")
 RENEW = Script.named("renew")
 HAND_OVER = Script.named("hand_over")
+FORGET = Script.named("forget")
 RETRY_DEAD = Script.named("retry_dead")
 
-ALL = (ENTRANCE, CLAIM_IDS, EXIT, RETRY, RENEW, HAND_OVER, RETRY_DEAD)
+ALL = (ENTRANCE, CLAIM_IDS, EXIT, RETRY, GIVE_BACK, RENEW, HAND_OVER, FORGET, RETRY_DEAD)

@@ -4,10 +4,12 @@
 -- KEYS  1 bulk stream, 2 rows counter, 3 counts, 4 dead letters, 5 crashes, 6 lone attempt, then one reply key for
 --       each item
 -- ARGV  1 group, 2 seconds a pending state is kept, then for each item
---       entry id, rows, state (as in the entrance, without the entry id)
+--       entry id, rows, state (as in the entrance, without the entry id),
+--       routing: the fields of a state that say which version answers, '' where that can't be said
 -- Answers for each item: 1 accepted now, 2 accepted before under this entry (a redelivery, or Submit),
 --       0 a duplicate, -1 another body under a known id; the last two are acknowledged and deleted here.
 --       0 too where somebody else has completed the entry meanwhile: its reply may be gone, so its id says nothing.
+--       Instead of 2 the routing that was recorded at its first read: a redelivery is answered by that version.
 redis.call('XLEN', KEYS[1])
 redis.call('GET', KEYS[2])
 redis.call('HLEN', KEYS[3])
@@ -20,8 +22,8 @@ end
 local answers = {}
 local added, added_rows, duplicates = 0, 0, 0
 
-for i = 3, #ARGV, 3 do
-  local id, rows, state = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2]
+for i = 3, #ARGV, 4 do
+  local id, rows, state, routing = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2], ARGV[i + 3]
   local key = KEYS[#answers + 7]
   -- Lane and entry id stand behind the hash; see ReplyState.
   local own = string.sub(state, 35) .. '\26' .. string.char(#id) .. id
@@ -32,12 +34,19 @@ for i = 3, #ARGV, 3 do
   if held and (held.err or #held == 0) then
     answer = 0
   elseif not seen then
-    redis.call('SET', key, string.sub(state, 1, 34) .. own, 'EX', ARGV[2])
+    redis.call('SET', key, string.sub(state, 1, 34) .. own .. routing, 'EX', ARGV[2])
     added = added + 1
     added_rows = added_rows + rows
     answer = 1
   elseif string.sub(seen, 35, 34 + #own) == own then
     answer = 2
+    -- Behind the entry id stands the routing, the response where another worker was quicker, or nothing yet.
+    local rest = string.sub(seen, 35 + #own)
+    if string.byte(rest) == 42 then
+      answer = rest
+    elseif rest == '' and routing ~= '' then
+      redis.call('SET', key, seen .. routing, 'KEEPTTL')
+    end
   else
     answer = 0
     if string.sub(seen, 3, 34) ~= string.sub(state, 3, 34) then

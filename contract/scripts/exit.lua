@@ -38,8 +38,10 @@ for item = 1, items do
     if passed then
       if ARGV[a + 10] ~= '' then
         local entry = redis.call('XRANGE', stream, id, id)[1]
+        -- One name for each process that ended with it.
+        local _, ended = string.gsub(redis.call('HGET', KEYS[7], mark) or '', '%S+', '')
         redis.call('XADD', KEYS[8], '*', 'reason', ARGV[a + 10], 'entry_id', id, 'lane', lane == 1 and 'requests' or 'bulk',
-          'crashes', redis.call('HGET', KEYS[7], mark) or '0',
+          'crashes', ended,
           'field', entry and entry[2][1] or '', 'body', entry and entry[2][2] or '')
       end
       redis.call('XDEL', stream, id)

@@ -69,6 +69,7 @@ app.command("stock", rich_help_panel=_RUN)(roles.stock)
 app.command("gateway", rich_help_panel=_RUN)(roles.gateway)
 app.command("worker", rich_help_panel=_RUN)(roles.worker)
 app.command("sink", rich_help_panel=_RUN)(roles.sink)
+app.command("trial", rich_help_panel=_RUN)(roles.trial)
 
 app.command("status", rich_help_panel=_LOOK)(status.status)
 app.command("doctor", rich_help_panel=_LOOK)(doctor.doctor)

@@ -120,6 +120,7 @@ def count(
         "distinct_requests": counted.distinct_requests,
         "by_model": dict(sorted(counted.by_model.items())),
         "by_status": dict(sorted(counted.by_status.items())),
+        "alarms": dict(sorted(counted.alarms.items())),
     }
     if as_json:
         screen.line(content)
@@ -131,6 +132,8 @@ def count(
     rows += [("model", name, n) for name, n in content["by_model"].items()]
     rows += [("status", name, n) for name, n in content["by_status"].items()]
     screen.table(("", "", "events"), rows)
+    for model_id, alarm in content["alarms"].items():
+        screen.note(f"{model_id} is not recorded: {alarm}")
 
 
 @app.command("follow")

@@ -71,6 +71,13 @@ MaxMemoryOption = Annotated[
     str | None,
     _option("--maxmemory", metavar="SIZE", panel=_EMBEDDED, help="Such as 2gb (default: a quarter of RAM)."),
 ]
+AcceptGapOption = Annotated[
+    bool,
+    typer.Option(
+        "--accept-gap",
+        help="Let events that are gone for good be a gap in the event log, and go on; this once.",
+    ),
+]
 ModelsOption = Annotated[
     list[str] | None, _option("--model", metavar="MODEL", help="Serve this model only; repeatable.")
 ]
@@ -91,6 +98,7 @@ def up(
     features_file: FeaturesFileOption = None,
     fsync: FsyncOption = None,
     maxmemory: MaxMemoryOption = None,
+    accept_gap: AcceptGapOption = False,
     log_level: LogLevelOption = None,
     log_format: LogFormatOption = None,
     quiet: QuietOption = False,
@@ -132,7 +140,7 @@ def up(
         except ValueError as error:
             name = "--maxmemory" if maxmemory else "MILLSTREAM_EMBEDDED_MAXMEMORY"
             raise CommandFailed(f"{name}: {error}", USAGE) from None
-    _end(run(settings, store=settings.store_url, quiet=quiet))
+    _end(run(settings, store=settings.store_url, quiet=quiet, accept_gap=accept_gap))
 
 
 def demo(
@@ -156,7 +164,7 @@ def demo(
 
 
 def serve(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A model saved with joblib or pickle.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A fitted model, see docs/formats.md.")],
     csv: Annotated[
         Path | None,
         typer.Option("--csv", metavar="FILE", help="Rows it was trained on: names and types are read from it."),
@@ -296,6 +304,7 @@ def sink(
     ] = None,
     prefix: PrefixOption = None,
     state_dir: StateDirOption = None,
+    accept_gap: AcceptGapOption = False,
     log_level: LogLevelOption = None,
     log_format: LogFormatOption = None,
 ) -> None:
@@ -315,7 +324,8 @@ def sink(
             state_dir=state_dir,
             log_level=log_level,
             log_format=log_format,
-        )
+        ),
+        accept_gap=accept_gap,
     )
 
 
@@ -356,6 +366,25 @@ def registry(
             log_format=log_format,
         )
     )
+
+
+def trial(
+    listen: Annotated[
+        str | None,
+        _option("--listen", metavar="unix:/PATH", help="The socket that a registry reaches it by."),
+    ] = None,
+) -> None:
+    """Run the trial of new versions for a registry, as a user without keys and on a machine's side without network.
+
+    It loads what the registry sends, tells what became of it, and never talks to anybody else.
+
+    [bold]Example[/bold]
+
+      millstream trial --listen unix:/run/millstream-trial/trial.sock
+    """
+    from millstream.roles import trial as run
+
+    run(settings_of(trial_address=listen))
 
 
 def settings_of(**flags: Any) -> Settings:

@@ -13,6 +13,8 @@ from millstream.cli.place import EVENT_LOG, GATEWAY, REDIS, REGISTRY, Place
 from millstream.cli.screen import Screen
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     import redis
 
     from contract.keys import ModelKeys
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 HEALTH_S = 3.0
 LANES = ("requests", "bulk")
+ROLES = ("gateway", "worker", "sink", "registry")
 
 
 def status(
@@ -33,8 +36,9 @@ def status(
 ) -> None:
     """Show what runs, what waits and what is behind; ends with code 1 where the gateway does not serve.
 
-    `waiting` counts rows, `backlog` entries of a lane, `held` those that workers have read and not finished, `sink
-    behind` entries of events that the event log has not committed.
+    Of each model: `rows` and `entries` that wait, those of the `bulk` lane among them; `held`, entries that workers
+    have read and not finished; `oldest`, how long the oldest entry has waited, by Redis' clock; `rows/s`, answered over
+    the last seconds; `dead`, letters; `behind`, entries of events that the event log has not committed.
 
     [bold]Examples[/bold]
 
@@ -66,13 +70,24 @@ class ModelState:
     digests: dict[str, str]
     """Hex digest of each version."""
     backlog: dict[str, int]
+    """Entries."""
     held: dict[str, int]
+    """Those of them that workers have read and not finished."""
     rows_waiting: dict[str, int]
+    oldest_s: dict[str, float | None]
+    """Age of the oldest entry that is not finished; None where there is none."""
+    rows_per_s: float
+    """Answered over the last seconds, by all workers."""
+    capacity_rows_per_s: float
+    """What the workers could do if they all worked on this model alone."""
     accepted: int
     completed: int
     duplicates: int
     dead: int
     sink_behind: int
+    """Entries of events that the event log has not committed."""
+    alarm: str
+    """Why the event log records nothing of it any more; empty: it does."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -99,6 +114,8 @@ class Seen:
                     "loaded": sorted(each.loaded),
                     "failed": dict(each.failed),
                     "rows_per_s": dict(each.rows_per_s),
+                    "served_rows_per_s": dict(each.served),
+                    "alarm": dict(each.alarm),
                 }
                 for each in self.processes
             ],
@@ -150,9 +167,9 @@ def _look(url: str, prefix: str) -> Seen:
         records = [
             wire.ModelRecord.FromString(wire.SignedRecord.FromString(raw).record) for _, raw in sorted(sealed.items())
         ]
-        models = tuple(_model(client, keys.model(record.model_id), record) for record in records)
-        roles = ("gateway", "worker", "sink", "registry")
-        return Seen(models, tuple(each for role in roles for each in living(client, keys, role)))
+        processes = tuple(each for role in ROLES for each in living(client, keys, role))
+        models = tuple(_model(client, keys.model(record.model_id), record, processes) for record in records)
+        return Seen(models, processes)
     except (RedisError, OSError) as error:
         where = next(iter(_shown({REDIS: url}).values()))
         raise CommandFailed(f"Redis at {where} can't be asked: {error}", UNAVAILABLE) from None
@@ -160,7 +177,9 @@ def _look(url: str, prefix: str) -> Seen:
         client.close()
 
 
-def _model(client: redis.Redis, names: ModelKeys, record: wire.ModelRecord) -> ModelState:
+def _model(
+    client: redis.Redis, names: ModelKeys, record: wire.ModelRecord, processes: Sequence[Presence]
+) -> ModelState:
     from contract.keys import GROUP
     from protos import millstream_wire_v1_pb2 as wire
 
@@ -172,8 +191,12 @@ def _model(client: redis.Redis, names: ModelKeys, record: wire.ModelRecord) -> M
     pipe.hgetall(names.count)
     pipe.xpending(names.requests, GROUP)
     pipe.xpending(names.bulk, GROUP)
+    pipe.xrange(names.requests, count=1)
+    pipe.xrange(names.bulk, count=1)
+    # Ages are told by the clock that made the entries' ids.
+    pipe.time()
     # A group that nobody made yet is no trouble: nothing was read.
-    requests, bulk, dead, events, rows_requests, rows_bulk, counts, held_requests, held_bulk = [
+    requests, bulk, dead, events, rows_requests, rows_bulk, counts, held_requests, held_bulk, *firsts, now = [
         None if isinstance(answer, Exception) else answer for answer in pipe.execute(raise_on_error=False)
     ]
     counted = {name.decode(): int(value) for name, value in (counts or {}).items()}
@@ -185,12 +208,39 @@ def _model(client: redis.Redis, names: ModelKeys, record: wire.ModelRecord) -> M
         backlog={"requests": requests or 0, "bulk": bulk or 0},
         held={"requests": (held_requests or {}).get("pending", 0), "bulk": (held_bulk or {}).get("pending", 0)},
         rows_waiting={"requests": int(rows_requests or 0), "bulk": int(rows_bulk or 0)},
+        oldest_s={lane: _age(first, now) for lane, first in zip(LANES, firsts, strict=True)},
+        rows_per_s=round(sum(each.served.get(record.model_id, 0.0) for each in processes), 1),
+        capacity_rows_per_s=round(sum(each.rows_per_s.get(record.model_id, 0.0) for each in processes), 1),
         accepted=counted.get("accepted", 0),
         completed=counted.get("completed", 0),
         duplicates=counted.get("duplicates", 0),
         dead=dead or 0,
         sink_behind=events or 0,
+        alarm="; ".join(each.alarm[record.model_id] for each in processes if record.model_id in each.alarm),
     )
+
+
+def _age(first: Any, now: Any) -> float | None:
+    """How long ago the first entry of a stream was appended, in seconds; ids may lie in the future by hand."""
+    if not first or not now:
+        return None
+    appended_ms: int = int(first[0][0].partition(b"-")[0])
+    age_s: float = now[0] + now[1] / 1e6 - appended_ms / 1000
+    return max(0.0, round(age_s, 3))
+
+
+def _waited(ages: Iterable[float | None]) -> str:
+    """The greatest of ages as people read it."""
+    known = [age for age in ages if age is not None]
+    if not known:
+        return ""
+    age = max(known)
+    if age < 100:
+        return f"{age:.1f} s"
+    minutes = int(age // 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    return f"{minutes // 60} h" if minutes < 100 * 60 else f"{minutes // (24 * 60)} d"
 
 
 def _show(screen: Screen, health: str, addresses: dict[str, str], seen: Seen) -> None:
@@ -200,17 +250,17 @@ def _show(screen: Screen, health: str, addresses: dict[str, str], seen: Seen) ->
         screen.note("name --redis-url to see models and workers too")
         return
     screen.table(
-        ("model", "live", "waiting", "backlog", "bulk backlog", "held", "accepted", "completed", "dead", "sink behind"),
+        ("model", "live", "rows", "entries", "bulk", "held", "oldest", "rows/s", "dead", "behind"),
         [
             (
                 model.model_id,
                 model.live or "none",
                 sum(model.rows_waiting.values()),
-                model.backlog["requests"],
+                sum(model.backlog.values()),
                 model.backlog["bulk"],
                 sum(model.held.values()),
-                model.accepted,
-                model.completed,
+                _waited(model.oldest_s.values()),
+                round(model.rows_per_s),
                 model.dead,
                 model.sink_behind,
             )
@@ -219,18 +269,20 @@ def _show(screen: Screen, health: str, addresses: dict[str, str], seen: Seen) ->
     )
     names = {digest: f"{m.model_id} {v}" for m in seen.models for v, digest in m.digests.items()}
     screen.table(
-        ("role", "process", "pid", "loaded", "rows/s", "failed"),
+        ("role", "process", "pid", "loaded", "failed"),
         [
             (
                 each.role,
                 each.name,
                 each.pid,
                 ", ".join(sorted(names.get(digest, digest[:12]) for digest in each.loaded)),
-                ", ".join(f"{model_id} {rate:,.0f}" for model_id, rate in sorted(each.rows_per_s.items())),
                 "; ".join(f"{names.get(digest, digest[:12])}: {why}" for digest, why in each.failed.items()),
             )
             for each in seen.processes
         ],
     )
+    for model in seen.models:
+        if model.alarm:
+            screen.note(f"alarm: the event log does not record {model.model_id}: {model.alarm}")
     if not any(each.role == "worker" for each in seen.processes):
         screen.note("no worker is alive: nothing will be answered")

@@ -5,6 +5,7 @@ spawned -> progress ... -> ready (or failed) -> ended
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -84,6 +85,10 @@ class Life:
         self.returncode = 0
         self.settled = anyio.Event()
         self.ended = anyio.Event()
+        self.silence = 0.0
+        """Seconds that the process was not heard of beyond what it had said; it was ended for that."""
+        self._within = math.inf
+        self._heard = time.monotonic()
         self._pipe = pipe
         self._unfinished = b""
         self._began = time.monotonic()
@@ -156,6 +161,22 @@ class Life:
         if self.failure:
             await anyio.sleep(_LAST_MOMENT)
             self.send(signal.SIGKILL)
+        else:
+            await self._watch(on_progress)
+
+    async def _watch(self, on_progress: Callable[[str], None]) -> None:
+        """End the process when it said by when it would be heard of again, and was not."""
+        while True:
+            with anyio.move_on_after(max(0.0, self._heard + self._within - time.monotonic())):
+                await anyio.wait_readable(self._pipe)
+            # First what stands in the pipe: it may have been this process that slept.
+            if self._listen(on_progress):
+                return
+            silence = time.monotonic() - self._heard
+            if silence > self._within:
+                self.silence = silence
+                self.send(signal.SIGKILL)
+                return
 
     def _listen(self, on_progress: Callable[[str], None]) -> bool:
         """Take in what was said; true when nothing more will come."""
@@ -166,8 +187,12 @@ class Life:
         *lines, self._unfinished = (self._unfinished + got).split(b"\n")
         for line in lines:
             word, _, text = line.decode(errors="replace").partition(": ")
+            self._heard = time.monotonic()
             if word == "progress":
                 on_progress(text)
+            elif word == "beat":
+                with suppress(ValueError):
+                    self._within = float(text)
             else:
                 self._settle("" if word == "ready" else text or word)
         return not got

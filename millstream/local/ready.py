@@ -3,6 +3,7 @@
 progress: <text>    still coming up; starts the supervisor's patience anew
 ready               serving
 failed: <reason>    will not serve; the process ends next
+beat: <seconds>     alive, and to be heard of again within so long; who serves and is not, hangs
 """
 
 from __future__ import annotations
@@ -16,6 +17,16 @@ READY_FD = "MILLSTREAM_READY_FD"
 def notify_ready() -> None:
     """Say that this process serves, once; does nothing without a supervisor."""
     _say("ready", last=True)
+
+
+def notify_ready_to_beat() -> None:
+    """The same for a process that goes on to say that it lives."""
+    _say("ready", last=False)
+
+
+def notify_beat(within_s: float) -> None:
+    """Say that this process lives and will say so again within `within_s` seconds, or hangs and is to be ended."""
+    _say(f"beat: {within_s:g}", last=False)
 
 
 def notify_failed(reason: str) -> None:
@@ -37,6 +48,8 @@ def _say(text: str, *, last: bool) -> None:
         del os.environ[READY_FD]
     # A supervisor that is gone or gave up has closed its end; that is not this process's trouble.
     with suppress(OSError):
+        # Nor is one that is too busy to read: a beat that does not fit is one of many.
+        os.set_blocking(fd, False)
         os.write(fd, " ".join(text.split()).encode("utf-8", "replace")[:4000] + b"\n")
     if last:
         with suppress(OSError):

@@ -281,6 +281,10 @@ class Supervisor:
         seat.streak = child.backoff.streak(seat.streak, lived)
         if not seat.proven:
             seat.failure = ChildFailed(child.name, life.failure, path, life.log.tail())
+        if life.silence:
+            _log.error(
+                "child hung and was ended", name=child.name, pid=life.process.pid, silent_s=round(life.silence, 1)
+            )
         tell = _log.info if seat.leaving or seat.hurry else _log.warning
         tell("child ended", name=child.name, pid=life.process.pid, how=ending(life.returncode))
         if self._on_death is not None:

@@ -9,7 +9,7 @@ import pytest
 import redis
 from redis.exceptions import ResponseError
 
-from contract.completion import BULK, INTERACTIVE, pending_state
+from contract.completion import BULK, INTERACTIVE, pending_state, routed
 from protos import millstream_wire_v1_pb2 as wire
 from tests.lanes import BODY, OTHER_BODY, ModelLanes, entry, finish
 from tests.servers import RedisServer
@@ -45,6 +45,51 @@ def test_a_redelivery_finds_its_own_claim_and_is_not_counted_again(lanes: ModelL
     lanes.claim((entry_id, 3, BODY, "r1"))
     before = lanes.snapshot()
     assert lanes.claim((entry_id, 3, BODY, "r1")) == [OWN]
+    assert lanes.snapshot() == before
+
+
+LIVE, CANARY = routed(b"L" * 32, "1.0.0"), routed(b"C" * 32, "1.1.0")
+
+
+def test_a_redelivery_is_told_where_it_was_routed_at_its_first_read(lanes: ModelLanes) -> None:
+    """Under its own id, and under the stream's for a producer that gave none."""
+    named, nameless = produce(lanes, 2)
+    items = [(named, 1, BODY, "r1"), (nameless, 1, BODY, nameless.decode())]
+    assert lanes.claim(*items, ttl_s=500, routing=CANARY) == [NEW, NEW]
+    state = lanes.state("r1")
+    assert state is not None
+    assert (state.digest, state.version, state.entry_id) == (b"C" * 32, "1.1.0", named.decode())
+    before = lanes.snapshot()
+    assert lanes.claim(*items, routing=LIVE) == [CANARY, CANARY]
+    assert lanes.claim(*items, routing=b"") == [CANARY, CANARY]
+    assert lanes.snapshot() == before
+    assert wire.ReplyState.FromString(CANARY) == wire.ReplyState(digest=b"C" * 32, version="1.1.0")
+
+
+def test_what_was_submitted_is_routed_at_its_first_read_too_and_stays_as_long_as_before(lanes: ModelLanes) -> None:
+    (entry_id,) = lanes.enter((entry("r1"), 1, pending_state(BODY, BULK), "r1"), lane=BULK, ttl_s=50)
+    lanes.read(lane=BULK)
+    item = (entry_id, 1, BODY, "r1")
+    assert lanes.claim(item, routing=LIVE) == [OWN]
+    assert lanes.claim(item, routing=CANARY) == [LIVE]
+    assert 0 < int(lanes.client.ttl(lanes.keys.reply("r1"))) <= 50
+
+
+def test_what_no_version_could_be_said_for_is_routed_by_the_next_read(lanes: ModelLanes) -> None:
+    (entry_id,) = produce(lanes)
+    item = (entry_id, 1, BODY, "r1")
+    assert lanes.claim(item, routing=b"") == [NEW]
+    assert lanes.claim(item, routing=LIVE) == [OWN]
+    assert lanes.claim(item, routing=CANARY) == [LIVE]
+
+
+def test_a_response_that_is_there_already_is_no_routing(lanes: ModelLanes) -> None:
+    """A slow worker comes to it after another: its exit will refuse it."""
+    (entry_id,) = produce(lanes)
+    lanes.claim((entry_id, 1, BODY, "r1"), routing=LIVE)
+    lanes.leave(finish(entry_id, "r1", lane=BULK))
+    before = lanes.snapshot()
+    assert lanes.claim((entry_id, 1, BODY, "r1"), routing=CANARY) == [OWN]
     assert lanes.snapshot() == before
 
 

@@ -57,7 +57,7 @@ def die(lanes: ModelLanes, request_id: str, *, reply_ttl_s: int | bytes = b"", r
     """An interactive request that leaves as a worker lets it leave; the letter's id."""
     [entry_id] = lanes.enter((admitted(request_id, 25.0, 120.0), 1, b"", request_id))
     lanes.read()
-    lanes.client.hset(lanes.keys.crashes, entry_id, 2)
+    lanes.client.hset(lanes.keys.crashes, entry_id, "host-1-a host-2-b")
     lanes.leave(finish(entry_id, request_id, dead=reason.encode(), reply_ttl_s=reply_ttl_s, gateway=""))
     return newest(lanes)
 

@@ -360,7 +360,7 @@ def test_a_completion_takes_the_crash_count_and_the_lone_attempt_away(lanes: Mod
     lanes.read("w1")
     lanes.abandon(*ids)
     lanes.retry("w2")
-    assert lanes.client.hgetall(lanes.keys.crashes) == {ids[0]: b"1"}
+    assert lanes.client.hgetall(lanes.keys.crashes) == {ids[0]: b"w2"}
     lanes.leave(finish(ids[1], "r2"))
     assert lanes.client.get(lanes.keys.lone) == ids[0]
     lanes.leave(finish(ids[0], "r1"))

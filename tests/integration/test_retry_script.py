@@ -34,7 +34,7 @@ def test_an_abandoned_entry_is_taken_with_its_fields_and_counts(lanes: ModelLane
     assert lanes.retry("w2") == [entry_id, [b"pb", entry("r1")], 0, 2]
     assert lanes.held() == {entry_id.decode(): "w2"}
     assert lanes.deliveries() == {entry_id.decode(): 2}
-    assert lanes.client.hgetall(lanes.keys.crashes) == {entry_id: b"1"}
+    assert lanes.client.hgetall(lanes.keys.crashes) == {entry_id: b"w2"}
     assert lanes.client.get(lanes.keys.lone) == entry_id
     assert 0 < int(lanes.client.pttl(lanes.keys.lone)) <= LEASE_MS
 
@@ -85,7 +85,7 @@ def test_the_lone_attempt_ends_with_its_lease(lanes: ModelLanes) -> None:
     (entry_id,) = abandoned(lanes, "r1")
     assert lanes.retry("w2", lease_ms=20)[0] == entry_id
     assert eventually(lambda: lanes.retry("w3", lease_ms=20))[:1] == [entry_id]
-    assert lanes.client.hget(lanes.keys.crashes, entry_id.decode()) == b"2"
+    assert lanes.tried(entry_id) == ["w2", "w3"]
 
 
 def test_the_crash_count_goes_up_before_each_attempt_and_stops_at_the_limit(lanes: ModelLanes) -> None:
@@ -97,7 +97,17 @@ def test_the_crash_count_goes_up_before_each_attempt_and_stops_at_the_limit(lane
         lanes.hand_over(f"w{attempt}")
     # The third and fourth attempts are told to try no more: two ended in a dead process.
     assert seen == [(0, 2), (1, 3), (2, 4), (2, 5)]
-    assert lanes.client.hget(lanes.keys.crashes, entry_id.decode()) == b"2"
+    assert lanes.tried(entry_id) == ["w0", "w1"]
+
+
+def test_who_tries_again_is_evidently_alive_and_its_attempt_before_no_crash(lanes: ModelLanes) -> None:
+    """Its answer was lost with the connection, so it never knew of it."""
+    (entry_id,) = abandoned(lanes, "r1")
+    for _ in range(3):
+        assert lanes.retry("w2", lease_ms=1)[2] == 0
+        lanes.abandon(entry_id, consumer="w2")
+        lanes.client.delete(lanes.keys.lone)
+    assert lanes.tried(entry_id) == ["w2"]
 
 
 def test_an_entry_that_was_deleted_is_dropped_and_does_not_block_the_next(lanes: ModelLanes) -> None:

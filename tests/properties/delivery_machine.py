@@ -2,6 +2,7 @@
 
     append, submit, push -> read -> claim -> finish        the way of a request
     crash, expire, bury, retry, renew, leave, withdraw     what may happen to it on the way
+    outlive, shift                                         an attempt comes to nothing; routing changes
     record                                                 the sink, which may die before it has kept what it read
 
 The machine keeps books of what was promised and compares them with the server after every step, and at the end, when
@@ -21,7 +22,7 @@ import redis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from contract.completion import BULK, INTERACTIVE, NO_SHA256, Item, done_state, event, pending_state
+from contract.completion import BULK, INTERACTIVE, NO_SHA256, Item, done_state, event, pending_state, routed
 from contract.keys import GROUP
 from protos import millstream_wire_v1_pb2 as wire
 from tests.lanes import ModelLanes, response
@@ -55,7 +56,8 @@ class Asked:
     request_id: str
     body: bytes
     rows: int
-    digest: bytes
+    digest: bytes = field(compare=False)
+    """Of the version it is pinned to; in the bulk lane from its first read on."""
     discard: bool
 
 
@@ -95,7 +97,11 @@ class Delivery(RuleBasedStateMachine):
         self.read_once: set[Place] = set()
         self.known: dict[str, Place] = {}
         """Request id -> whose state the reply key holds."""
-        self.attempts: Counter[Place] = Counter()
+        self.tried: dict[Place, list[str]] = {}
+        """Who tried an entry alone and was not seen to live on."""
+        self.routing = b"\0\0\0\0"
+        """Digest of the version that new requests of the bulk lane are routed to."""
+        self.routed: dict[Place, bytes] = {}
         self.loose = False
         """Whether anything was abandoned yet."""
         self.reused = 0
@@ -193,14 +199,20 @@ class Delivery(RuleBasedStateMachine):
     def _claim(self, worker: Worker) -> None:
         units = [unit for unit in worker.units if not unit.claimed]
         items = [(u.place.entry_id, u.asked.rows, u.asked.body, u.asked.request_id) for u in units]
-        for unit, answer in zip(units, self.lanes.claim(*items) if items else [], strict=True):
-            assert answer == self._claimed(unit)
+        answers = self.lanes.claim(*items, routing=routed(self.routing, "v")) if items else []
+        for unit, answer in zip(units, answers, strict=True):
+            expected = self._claimed(unit)
+            if expected == 2 and unit.place in self.routed and not self._over(unit.place):
+                expected = routed(self.routed[unit.place], "v")
+            assert answer == expected
             if answer == 1:
                 self.accepted[unit.place] = unit.asked
                 self.known[unit.asked.request_id] = unit.place
-            if answer in (1, 2):
+            if answer not in (0, -1):
                 unit.claimed = True
                 asked = unit.asked
+                if not self._over(unit.place):
+                    asked.digest = self.routed.setdefault(unit.place, self.routing)
                 unit.entry = wire.Entry(
                     request_id=asked.request_id,
                     digest=asked.digest,
@@ -213,7 +225,7 @@ class Delivery(RuleBasedStateMachine):
                 self.refused.add(unit.place)
                 self.reused += answer == -1
 
-    def _claimed(self, unit: Unit) -> int:
+    def _claimed(self, unit: Unit) -> int | bytes:
         """What claiming it must answer now."""
         first = self.known.get(unit.asked.request_id)
         if first is None:
@@ -364,10 +376,28 @@ class Delivery(RuleBasedStateMachine):
         assert lone is None
         entry_id, flat, crashes, _ = answer
         place = Place(lane, entry_id)
-        assert crashes == min(self.attempts[place], MOST_CRASHES)
-        self.attempts[place] += 1
+        others = [name for name in self.tried.get(place, []) if name != worker.name]
+        assert crashes == len(others)
+        self.tried[place] = [*others, worker.name] if crashes < MOST_CRASHES else others
         unit = self._take(worker, place, dict(zip(flat[::2], flat[1::2], strict=True)), crashes)
         assert not self._over(unit.place)
+
+    @busy
+    @rule(slot=slots)
+    def outlive(self, slot: int) -> None:
+        """What a worker does comes to nothing, say for a Redis that refuses, and the worker lives on."""
+        worker = self.workers[self._holder(slot)]
+        own = [place for place, names in self.tried.items() if worker.name in names and not self._over(place)]
+        assert self.lanes.give_back(worker.name) == len(own)
+        for place in own:
+            self.tried[place].remove(worker.name)
+        worker.units.clear()
+        self._expire(worker.name)
+
+    @rule()
+    def shift(self) -> None:
+        """The bulk lane is routed to another version from now on."""
+        self.routing = (int.from_bytes(self.routing, "big") + 1).to_bytes(4, "big")
 
     @busy
     @rule(slot=slots)
@@ -426,8 +456,10 @@ class Delivery(RuleBasedStateMachine):
             pipe.get(self.lanes.rows_key(lane))
             pipe.xrange(self.lanes.stream(lane))
             pipe.xpending_range(self.lanes.stream(lane), GROUP, "-", "+", 1000)
+        pipe.hgetall(keys.crashes)
         pipe.xrange(keys.events, f"({self.position.decode()}")
-        counts, *rest, new = pipe.execute()
+        counts, *rest, tried, new = pipe.execute()
+        self.counting({mark.decode(): names.decode().split() for mark, names in tried.items()})
         self.counted({name.decode(): int(value) for name, value in counts.items()})
         for lane, rows, entries, held in zip(LANES, rest[::3], rest[1::3], rest[2::3], strict=True):
             assert int(rows or 0) == self._waiting_rows(lane)
@@ -439,6 +471,14 @@ class Delivery(RuleBasedStateMachine):
         assert counts.get("accepted", 0) == len(self.accepted)
         assert counts.get("completed", 0) == len(self.finished)
         assert counts.get("duplicates", 0) == len(self.refused)
+
+    def counting(self, tried: dict[str, list[str]]) -> None:
+        """An attempt counts until its entry is completed, or its process was seen to live on."""
+        assert tried == {
+            ("bulk " if place.lane == BULK else "") + place.entry_id.decode(): names
+            for place, names in self.tried.items()
+            if names and not self._over(place)
+        }
 
     def there(self, entries: set[Place], held: set[Place], lane: wire.Lane) -> None:
         """What was not completed is in its lane, and nobody holds anything else."""

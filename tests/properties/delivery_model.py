@@ -34,6 +34,8 @@ class Faults:
     """The sink commits how far it is before it commits its rows."""
     greedy_heartbeat: bool = False
     """The heartbeat renews what it once read, whoever has it now."""
+    survivors_count: bool = False
+    """An attempt alone is a crash though its process lives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,8 @@ class Server:
     events: dict[int, int] = field(default_factory=dict)
     """Number -> entry id, until trimmed."""
     completed: int = 0
-    crashes: Counter[int] = field(default_factory=Counter)
+    tried: dict[int, list[str]] = field(default_factory=dict)
+    """Entry -> who tried it alone and was not seen to live on."""
     lone: int = 0
     lone_until: int = 0
 
@@ -80,18 +83,28 @@ class Server:
             self.unread = entry + 1
         return ids
 
-    def retry(self, worker: str) -> tuple[int, int] | None:
-        """One whose lease is over, for an attempt alone, and its crashes before."""
+    def retry(self, worker: str) -> tuple[int, list[str]] | None:
+        """One whose lease is over, for an attempt alone, and who tried it before."""
         if self.lone and self.now < self.lone_until:
             return None
         over = [entry for entry, lease in sorted(self.held.items()) if self.now - lease.since >= LEASE]
         if not over:
             return None
-        entry, crashes = over[0], self.crashes[over[0]]
+        entry = over[0]
+        before = [name for name in self.tried.get(entry, []) if name != worker]
         self.held[entry] = Lease(worker, self.now)
-        self.crashes[entry] = min(crashes + 1, LIMIT)
+        self.tried[entry] = [*before, worker] if len(before) < LIMIT else before
         self.lone, self.lone_until = entry, self.now + LEASE
-        return entry, crashes
+        return entry, before
+
+    def give_back(self, worker: str) -> None:
+        for entry, names in list(self.tried.items()):
+            if worker in names:
+                names.remove(worker)
+                if not names:
+                    del self.tried[entry]
+                if self.lone == entry and entry in self.held and self.held[entry].owner == worker:
+                    self.lone = 0
 
     def renew(self, worker: str, ids: list[int]) -> None:
         for entry in ids:
@@ -131,7 +144,7 @@ class Server:
         request_id = self.entries.pop(entry, None)
         if request_id is not None:
             self.replies[request_id] = how
-        self.crashes.pop(entry, None)
+        self.tried.pop(entry, None)
         if self.lone == entry:
             self.lone = 0
 
@@ -160,6 +173,10 @@ class World:
         self.wakes: dict[str, int] = {}
         self.hands: dict[str, list[int]] = {}
         """Worker -> what it read and did not complete; its heartbeat is another thread, so they share it."""
+        self.alone: dict[str, int] = {}
+        """Worker -> what it tries alone."""
+        self.deaths: Counter[int] = Counter()
+        """Entry -> processes that died while they tried it alone."""
         self.boots = 0
         self.owners: dict[int, Lease] = {}
         self.checked = (0, 0, 0, 0)
@@ -187,17 +204,33 @@ class World:
         turn = 0
         while True:
             turn += 1
+            if not self.faults.survivors_count:
+                self.server.give_back(name)
+                self.alone.pop(name, None)
             alone = self.server.retry(name) if turn % 2 else None
+            doomed = alone is not None and len(alone[1]) >= LIMIT
+            if alone and doomed and not self.faults.survivors_count and any(each in self.hands for each in alone[1]):
+                yield 3  # one of those lives: its lease may show more
+                continue
             ids = [alone[0]] if alone else self.server.read(name, self.random.randint(1, 3))
+            if alone and not doomed:
+                self.alone[name] = alone[0]
             # Another thread renews these from now on.
             self.hands[name] += ids
             yield self.random.choice((1, 1, 2, LEASE // 2)) if ids else 3  # the predict call
-            doomed = alone is not None and alone[1] >= LIMIT
+            if alone and not self.quiet and self.random.random() < 0.2:
+                # The connection is lost, or the server refuses: nothing comes of it. Who dies before it could say so
+                # can't be told from who died of it.
+                self.hands[name].clear()
+                yield self.random.randrange(LEASE)
+                continue
             if not doomed and any(self.accepted[entry] in self.poison for entry in ids):
                 self._die(name)
                 return
             for entry in ids:
                 how = "POISON" if doomed else "OK"
+                if doomed and self.deaths[entry] < LIMIT:
+                    raise Violated(f"entry {entry} is given up after {self.deaths[entry]} deaths")
                 if not self.faults.naive_exit:
                     self.server.finish(entry, how)
                 else:
@@ -206,6 +239,7 @@ class World:
                     yield 0
                     self.server.held.pop(entry, None)
                 self.hands[name].remove(entry)
+                self.alone.pop(name, None)
                 yield 0
 
     def heartbeat(self, name: str) -> Actor:
@@ -256,6 +290,7 @@ class World:
         for part in (name, f"{name} beat"):
             del self.actors[part], self.wakes[part]
         del self.hands[name]
+        self.deaths[self.alone.pop(name, 0)] += 1
         self._start(f"supervisor of {name}", self.supervisor(name))
 
     def _break(self) -> None:
@@ -322,8 +357,8 @@ class World:
                 raise Violated(f"entry {entry} has {rows[entry]} rows")
             if self.server.replies.get(request_id, "CANCELLED") == "pending":
                 raise Violated(f"{request_id} was never answered")
-        if self.server.held or self.server.crashes or self.server.lone:
-            raise Violated("something is left: a lease, a crash count or an attempt alone")
+        if self.server.held or self.server.tried or self.server.lone:
+            raise Violated("something is left: a lease, a name that counts as a crash or an attempt alone")
 
     def done(self) -> bool:
         return not self.server.entries and not self.server.events and not any(self.hands.values())

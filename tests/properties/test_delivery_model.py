@@ -24,8 +24,14 @@ def test_no_interleaving_loses_a_request_or_records_it_twice() -> None:
         (Faults(naive_exit=True), "has 2 events"),
         (Faults(position_first=True), "has no event"),
         (Faults(greedy_heartbeat=True), "which kept its lease"),
+        (Faults(survivors_count=True), "is given up after [01] deaths"),
     ],
-    ids=["an exit without a gate", "a position before its rows", "a heartbeat that renews what is not its own"],
+    ids=[
+        "an exit without a gate",
+        "a position before its rows",
+        "a heartbeat that renews what is not its own",
+        "a crash that nobody died of",
+    ],
 )
 def test_a_planted_mistake_is_found(faults: Faults, found: str) -> None:
     """Otherwise the test above could not fail."""

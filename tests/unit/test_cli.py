@@ -27,7 +27,10 @@ COMMANDS = [
     ["sink"], ["doctor"], ["status"], ["load"], ["settings"], ["events", "query"], ["events", "count"],
     ["events", "follow"],
     ["dead", "list"], ["dead", "show"], ["dead", "retry"], ["dead", "drop"],
-    ["registry", "run"], ["registry", "list"], ["registry", "sync"], ["registry", "history"],
+    ["registry", "run"], ["registry", "list"], ["registry", "show"], ["registry", "sync"], ["registry", "history"],
+    ["registry", "publish"], ["registry", "keygen"], ["registry", "promote"], ["registry", "rollback"],
+    ["registry", "canary"], ["registry", "shadow"], ["registry", "retire"], ["registry", "pin"], ["registry", "unpin"],
+    ["trial"],
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -267,7 +268,9 @@ def test_status_counts_what_waits(
         redis_client.execute_command(*command)  # type: ignore[no-untyped-call]
     arguments = ["status", "--redis-url", redis_url, "--prefix", prefix]
     (seen,) = _lines(_run(gateway, *arguments, "--json"))
-    assert seen["models"] == [
+    models: Any = seen["models"]
+    assert 0 < models[0].pop("oldest_s")["requests"] < 60
+    assert models == [
         {
             "model_id": "churn",
             "live": "1.0.0",
@@ -276,11 +279,14 @@ def test_status_counts_what_waits(
             "backlog": {"requests": 3, "bulk": 1},
             "held": {"requests": 2, "bulk": 0},
             "rows_waiting": {"requests": 30, "bulk": 0},
+            "rows_per_s": 0.0,
+            "capacity_rows_per_s": 50.0,
             "accepted": 9,
             "completed": 6,
             "duplicates": 0,
             "dead": 1,
             "sink_behind": 0,
+            "alarm": "",
         }
     ]
     table = _run(gateway, *arguments)

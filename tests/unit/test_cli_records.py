@@ -73,10 +73,36 @@ class Records(v1_grpc.EventLogServicer, v1_grpc.RegistryServicer):
             ],
             store="models/",
             store_problem="not reachable since noon",
+            models=[
+                v1.ModelRouting(
+                    model_id="churn",
+                    production="1.0.0",
+                    statement="promoted by alice@desk, 2026-01-02 10:00:00 UTC",
+                    canary="2.0.0",
+                    canary_percent=5.0,
+                    abort_over=0.02,
+                    canary_finished=200,
+                    canary_failed=3,
+                )
+            ],
         )
 
     def Sync(self, request: v1.SyncRequest, context: Any) -> v1.SyncResponse:
         return v1.SyncResponse(listed=12, downloaded=1, changes=["churn 1.1.0 found"], problems=self.problems)
+
+    def _done(self, request: Any, context: Any) -> v1.ActResponse:
+        self.asked = request
+        if request.model_id != "churn":
+            context.abort(grpc.StatusCode.NOT_FOUND, f"no model {request.model_id!r} was ever found; there are: churn")
+        detail = "it answers once every worker has loaded it"
+        return v1.ActResponse(model_id="churn", version="1.1.0", digest="ab", detail=detail)
+
+    Promote = SetCanary = SetShadow = Rollback = Pin = Unpin = _done
+
+    def Retire(self, request: v1.RetireRequest, context: Any) -> v1.ActResponse:
+        if not request.force:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "churn 1.0.0 answers now; say --yes to retire it")
+        return self._done(request, context)
 
     def History(self, request: v1.HistoryRequest, context: Any) -> v1.HistoryResponse:
         self.asked = request
@@ -177,4 +203,70 @@ def test_history_is_shown(records: Records) -> None:
         "digest": "",
         "act": "live",
         "detail": "all workers have it",
+        "by": "",
     }
+
+
+def test_a_model_is_shown_with_its_roles_and_statements(records: Records) -> None:
+    (shown,) = _lines(_run(records, "registry", "show", "churn", "--json"))
+    assert (shown["production"], shown["canary_percent"], shown["abort_over"]) == ("1.0.0", 5.0, 0.02)
+    assert [each["version"] for each in shown["versions"]] == ["1.0.0", "2.0.0"]
+    text = _run(records, "registry", "show", "churn").stdout
+    assert "promoted by alice@desk" in text
+    assert "5 % of the requests; aborted over 2 % failures, 3 of 200 so far" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "fields"),
+    [
+        (("promote", "churn", "1.1.0"), "PromoteRequest", {"version": "1.1.0"}),
+        (
+            ("canary", "churn", "1.1.0", "--percent", "2.5", "--abort-over", "5%"),
+            "SetCanaryRequest",
+            {"percent": 2.5, "abort_over": 0.05, "off": False},
+        ),
+        (("canary", "churn", "1.1.0", "--percent", "0"), "SetCanaryRequest", {"percent": 0.0, "abort_over": 0.0}),
+        (("canary", "churn", "1.1.0", "--off"), "SetCanaryRequest", {"off": True}),
+        (("shadow", "churn", "1.1.0", "--off"), "SetShadowRequest", {"off": True}),
+        (("rollback", "churn"), "RollbackRequest", {}),
+        (("retire", "churn", "1.1.0", "--yes"), "RetireRequest", {"force": True}),
+        (("pin", "churn"), "PinRequest", {"version": ""}),
+        (("unpin", "churn"), "UnpinRequest", {}),
+    ],
+)
+def test_an_act_says_who_does_it_and_what_follows(
+    records: Records, words: tuple[str, ...], name: str, fields: dict[str, Any]
+) -> None:
+    (done,) = _lines(_run(records, "registry", *words, "--json"))
+    asked = records.asked
+    assert (type(asked).__name__, asked.model_id) == (name, "churn")
+    assert {field: getattr(asked, field) for field in fields} == fields
+    assert asked.by.count("@") == 1
+    assert done == {
+        "act": words[0],
+        "model_id": "churn",
+        "version": "1.1.0",
+        "digest": "ab",
+        "detail": "it answers once every worker has loaded it",
+        "by": asked.by,
+    }
+    assert "it answers once every worker has loaded it" in _run(records, "registry", *words).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("retire", "churn", "1.0.0"), 3, "churn 1.0.0 answers now; say --yes"),
+        (("promote", "chrun", "1.0.0"), 4, "no model 'chrun' was ever found; there are: churn"),
+        (("canary", "churn", "1.1.0"), 2, "expected --percent P, or --off"),
+        (("canary", "churn", "1.1.0", "--percent", "5", "--off"), 2, "expected --percent P, or --off"),
+        (("canary", "churn", "1.1.0", "--percent", "5", "--abort-over", "lots"), 2, "--abort-over: expected a rate"),
+        (("canary", "churn", "1.1.0", "--percent", "5", "--abort-over", "500%"), 2, "--abort-over: expected a rate"),
+    ],
+)
+def test_an_act_that_is_refused_says_why_and_ends_with_its_code(
+    records: Records, words: tuple[str, ...], code: int, said: str
+) -> None:
+    result = _run(records, "registry", *words)
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert said in result.stderr

@@ -14,6 +14,7 @@ SHOWN = Presence(
     loaded=frozenset({"aa", "bb"}),
     failed={"cc": "needs xgboost"},
     rows_per_s={"churn": 1234.5},
+    served={"churn": 12.5},
     pid=42,
 )
 KEYS = Keys("t")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -26,6 +27,8 @@ def test_a_record_reads_back_as_the_same() -> None:
         ONE, TWO, LOADING_THREE, revision=7, canary="2.0.0", canary_basis_points=250, salt="s", shadow="3.0.0"
     )
     assert ModelRecord.decode(given_.encode()) == given_
+    decided = replace(given_, decided_us=1_767_225_600_123_456)
+    assert ModelRecord.decode(decided.encode()) == decided
 
 
 def test_the_bytes_of_a_record_are_always_the_same() -> None:

@@ -11,8 +11,20 @@ import pytest
 from contract.presence import Presence
 from contract.record import LIVE, LOADING, RETIRING, ModelRecord, Routing, Version
 from protos import millstream_wire_v1_pb2 as wire
-from registry.catalogue import KnownVersion
-from registry.switching import Load, Refuse, Switch, Wait, Withdraw, candidates, decide, loading, switched, withdrawn
+from registry.known import KnownVersion
+from registry.switching import (
+    Load,
+    Refuse,
+    Switch,
+    Wait,
+    Withdraw,
+    arranged,
+    decide,
+    loading,
+    with_live,
+    withdrawn,
+)
+from registry.timeline import Claim, Statement, Wanted
 
 
 def known(version: str, *, digest: str = "", **other: str) -> KnownVersion:
@@ -61,32 +73,23 @@ def worker(name: str, *loaded: str, failed: str = "") -> Presence:
     )
 
 
-def step(record: ModelRecord | None, best: KnownVersion | None, *workers: Presence, wait: Wait | None = None) -> object:
-    return decide(record, best, workers, wait or Wait(), limit_s=60.0)
+def step(record: ModelRecord | None, version: KnownVersion, *workers: Presence, wait: Wait | None = None) -> object:
+    return decide(record, version, workers, wait or Wait(), limit_s=60.0)
 
 
-@pytest.mark.parametrize(
-    ("versions", "order"),
-    [
-        ([known("1.9.0"), known("1.10.0")], ["1.10.0", "1.9.0"]),
-        ([known("latest"), known("0.1")], ["0.1", "latest"]),
-        ([known("2.0rc1"), known("2.0")], ["2.0", "2.0rc1"]),
-        ([known("1.0", trained_date="2024-01-01"), known("1.0.0")], ["1.0", "1.0.0"]),
-        ([known("1.0"), known("1.0.0", trained_date="2023-10-25T01:00:00+00:00")], ["1.0.0", "1.0"]),
-        ([known("1.0.0"), known("2.0.0", tag="staging"), known("3.0.0", refused="it does not load")], ["1.0.0"]),
-        ([known("1.0.0"), known("2.0.0", place="")], ["1.0.0"]),
-    ],
-)
-def test_the_highest_production_version_that_nothing_speaks_against_comes_first(
-    versions: list[KnownVersion], order: list[str]
-) -> None:
-    assert [version.version for version in candidates(versions, None)] == order
+def claim(version: str, share: int = 0) -> Claim:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    statement = Statement(at, "churn", version, digest_of(version), "act", "canary", "alice", share, "salt")
+    return Claim(known(version), statement)
 
 
-def test_a_live_version_whose_blobs_are_gone_stays_a_candidate() -> None:
-    live = record("2.0.0", v2_0_0=LIVE)
-    chosen = candidates([known("1.0.0"), known("2.0.0", place="")], live)
-    assert [version.version for version in chosen] == ["2.0.0", "1.0.0"]
+def goal(production: str = "", canary: str = "", share: int = 0, shadow: str = "", retired: str = "") -> Wanted:
+    return Wanted(
+        claim(production) if production else None,
+        claim(canary, share) if canary else None,
+        claim(shadow) if shadow else None,
+        retired=frozenset({retired} - {""}),
+    )
 
 
 def test_a_new_version_is_loaded_first() -> None:
@@ -149,22 +152,8 @@ def test_other_contents_under_a_version_that_redis_has_are_refused() -> None:
     assert isinstance(step(record("1.0.0", v1_0_0=LIVE), other, worker("a", "1.0.0")), Refuse)
 
 
-def test_nothing_happens_while_the_best_version_is_live() -> None:
-    live = record("1.0.0", v1_0_0=LIVE)
-    assert step(live, known("1.0.0"), worker("a", "1.0.0")) is None
-    assert step(live, None, worker("a", "1.0.0")) is None
-
-
-def test_what_is_being_loaded_is_withdrawn_once_it_is_not_wanted() -> None:
-    both = record("1.0.0", v1_0_0=LIVE, v2_0_0=LOADING)
-    assert step(both, known("1.0.0"), worker("a", "1.0.0")) == Withdraw()
-    assert step(both, None, worker("a", "1.0.0")) == Withdraw()
-    assert withdrawn(both) == record("1.0.0", v1_0_0=LIVE)
-
-
-def test_a_switch_retires_the_version_before_it_in_the_same_record() -> None:
-    before = record("1.0.0", v1_0_0=LIVE, v2_0_0=LOADING)
-    assert switched(before, "2.0.0") == record("2.0.0", v1_0_0=RETIRING, v2_0_0=LIVE)
+def test_nothing_happens_while_the_wanted_version_is_live() -> None:
+    assert step(record("1.0.0", v1_0_0=LIVE), known("1.0.0"), worker("a", "1.0.0")) is None
 
 
 def test_only_one_version_is_being_loaded_and_the_live_one_is_left_alone() -> None:
@@ -173,3 +162,45 @@ def test_only_one_version_is_being_loaded_and_the_live_one_is_left_alone() -> No
     first = loading(None, held("1.0.0", LOADING))
     assert first == replace(record("", v1_0_0=LOADING), revision=0)
     assert first.live is None
+    assert withdrawn(before) == record("1.0.0", v1_0_0=LIVE)
+
+
+@pytest.mark.parametrize(
+    ("before", "wanted", "after"),
+    [
+        # What is wanted and not live yet changes nothing but what was being loaded instead.
+        (record("1.0.0", v1_0_0=LIVE, v2_0_0=LOADING), goal("2.0.0"), record("1.0.0", v1_0_0=LIVE, v2_0_0=LOADING)),
+        (record("1.0.0", v1_0_0=LIVE, v2_0_0=LOADING), goal("1.0.0"), record("1.0.0", v1_0_0=LIVE)),
+        (record("1.0.0", v1_0_0=LIVE, v2_0_0=LOADING), goal(), record("1.0.0", v1_0_0=LIVE)),
+        # A switch and what it retires, in one record.
+        (record("1.0.0", v1_0_0=LIVE, v2_0_0=LIVE), goal("2.0.0"), record("2.0.0", v1_0_0=RETIRING, v2_0_0=LIVE)),
+        # Without a wanted version what answers goes on, unless somebody retired it.
+        (record("1.0.0", v1_0_0=LIVE), goal(), record("1.0.0", v1_0_0=LIVE)),
+        (record("1.0.0", v1_0_0=LIVE), goal(retired="1.0.0"), record("", v1_0_0=RETIRING)),
+        (record("1.0.0", v1_0_0=LIVE), goal("2.0.0", retired="1.0.0"), record("1.0.0", v1_0_0=LIVE)),
+    ],
+)
+def test_a_record_is_arranged_as_wanted(before: ModelRecord, wanted: Wanted, after: ModelRecord) -> None:
+    assert arranged(before, wanted) == after
+
+
+def test_a_canary_is_live_beside_production_with_its_share_and_salt() -> None:
+    both = record("1.0.0", v1_0_0=LIVE, v2_0_0=LIVE, v3_0_0=LIVE)
+    after = arranged(both, goal("1.0.0", "2.0.0", 500, "3.0.0"))
+    assert after.routing == Routing("1.0.0", "2.0.0", 500, "salt", "3.0.0")
+    assert after.versions == both.versions
+
+
+def test_a_canary_that_becomes_production_takes_over_in_one_step() -> None:
+    before = replace(record("1.0.0", v1_0_0=LIVE, v2_0_0=LIVE), routing=Routing("1.0.0", "2.0.0", 500, "salt"))
+    assert arranged(before, goal("2.0.0")) == record("2.0.0", v1_0_0=RETIRING, v2_0_0=LIVE)
+
+
+def test_what_was_canary_or_shadow_and_is_no_more_retires() -> None:
+    before = replace(record("1.0.0", v1_0_0=LIVE, v2_0_0=LIVE), routing=Routing("1.0.0", shadow="2.0.0"))
+    assert arranged(before, goal("1.0.0")) == record("1.0.0", v1_0_0=LIVE, v2_0_0=RETIRING)
+
+
+def test_a_version_that_all_workers_have_is_live_and_then_gets_its_place() -> None:
+    before = record("1.0.0", v1_0_0=LIVE, v2_0_0=LOADING)
+    assert arranged(with_live(before, "2.0.0"), goal("2.0.0")) == record("2.0.0", v1_0_0=RETIRING, v2_0_0=LIVE)
