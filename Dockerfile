@@ -13,7 +13,8 @@ FROM python:3.11-slim-bookworm
 # The state directory must exist and belong to the user before a volume is put there.
 RUN useradd --system --user-group --uid 10001 --home-dir /var/lib/millstream millstream \
     && install -d -o millstream -g millstream -m 0700 /var/lib/millstream \
-    && install -d -o millstream -g millstream -m 0755 /var/lib/millstream-trust
+    && install -d -o millstream -g millstream -m 0755 /var/lib/millstream-trust \
+    && install -d -o 10002 -g 10002 -m 0755 /run/millstream-trial
 COPY --from=build /opt/millstream /opt/millstream
 ENV PATH=/opt/millstream/bin:$PATH \
     PYTHONUNBUFFERED=1 \

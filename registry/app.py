@@ -22,11 +22,14 @@ from contract.presence import BEAT_S, Presence, process_name
 from contract.settings import Settings
 from protos import millstream_v1_pb2_grpc as rpc
 from registry.artifacts import ArtifactKeys, Progress
-from registry.blobs import BlobStore, open_store
+from registry.blobs.configured import configured_store
 from registry.catalogue import Catalogue
-from registry.poll import Look, StoreWatch, Trial
+from registry.listing import refused_versions
+from registry.poll import Look, StoreWatch
 from registry.promotion import Promotion
+from registry.publishers import Publishers
 from registry.service import RegistryService
+from registry.trial import Trial
 
 _TICK_S = 1.0
 _QUICK_TICK_S = 0.1
@@ -38,17 +41,6 @@ _log = structlog.get_logger()
 
 class CannotListen(Exception):
     """The address can't be had; the message says which."""
-
-
-def configured_store(settings: Settings) -> BlobStore:
-    """The store the settings name. Raises StoreUrlError."""
-    return open_store(
-        settings.store_url,
-        connection_string=settings.azure_connection_string.get_secret_value() or None,
-        account_url=settings.azure_account_url or None,
-        account_key=settings.azure_account_key.get_secret_value() or None,
-        sas_token=settings.azure_sas_token.get_secret_value() or None,
-    )
 
 
 async def run_registry(
@@ -82,14 +74,24 @@ async def run_registry(
         stack.push_async_callback(client.aclose)
         keys = Keys(settings.prefix)
         artifacts = ArtifactKeys(client, keys, settings.chunk_bytes)
-        watch = StoreWatch(store, catalogue, artifacts, database.parent, progress, trial)
-        promotion = Promotion(client, keys, key, catalogue, watch, artifacts, load_limit_s=settings.load_limit_s)
+        publishers = Publishers(await to_thread.run_sync(trust.publisher_keys, settings.trusted_publishers))
+        watch = StoreWatch(store, catalogue, artifacts, database.parent, progress, trial, publishers)
+        promotion = Promotion(
+            client,
+            keys,
+            key,
+            catalogue,
+            watch,
+            artifacts,
+            load_limit_s=settings.load_limit_s,
+            retire_after_s=settings.retire_after_s,
+        )
         rounds = _Rounds(settings.poll_s, watch, promotion, on_ready, on_problem)
-        server = await _serve(listen, RegistryService(catalogue, watch, promotion, rounds.sync))
+        server = await _serve(listen, RegistryService(catalogue, watch, promotion, rounds.sync, rounds.stir))
         stack.push_async_callback(server.stop, 1.0)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(rounds.run)
-            tasks.start_soon(_beat, client, keys)
+            tasks.start_soon(_beat, client, keys, catalogue)
             await stop.wait()
             tasks.cancel_scope.cancel()
 
@@ -145,6 +147,10 @@ class _Rounds:
         self._stir.set()
         return look
 
+    def stir(self) -> None:
+        """Has the next step of promotion taken now."""
+        self._stir.set()
+
     async def _until_adopted(self) -> None:
         """What stands in Redis counts before the first look: an old or new catalogue must not contradict it."""
         while True:
@@ -169,15 +175,17 @@ class _Rounds:
                 self._say_failing(None)
                 if self._watch.problem and self._on_problem is not None:
                     self._on_problem(self._watch.problem)
-                if not self._watch.problem and not self._watch.wanted:
+                if not self._watch.problem and not self._watch.supply.wanted:
                     delay = _FIRST_RETRY_S
                 await self._promote_once()
                 self._stir.set()
                 self._say_ready()
             pause = self._poll_s
-            if self._watch.problem or self._watch.wanted or self._failing:
+            if self._watch.problem or self._watch.supply.wanted or self._failing:
                 pause = min(delay, self._poll_s)
                 delay = min(delay * 2, 30.0)
+            if self._watch.problem:
+                pause = max(pause, min(self._watch.retry_after, self._poll_s))
             with anyio.move_on_after(pause):
                 await self._wake.wait()
 
@@ -190,8 +198,8 @@ class _Rounds:
         while True:
             self._stir = anyio.Event()
             moved = await self._promote_once()
-            new = self._watch.wanted - self._asked
-            self._asked = set(self._watch.wanted)
+            new = self._watch.supply.wanted - self._asked
+            self._asked = set(self._watch.supply.wanted)
             if new:
                 self._wake.set()
             with anyio.move_on_after(_QUICK_TICK_S if moved or self._promotion.waiting else _TICK_S):
@@ -216,14 +224,15 @@ class _Rounds:
         self._failing = said
 
 
-async def _beat(client: redis.asyncio.Redis, keys: Keys) -> None:
-    """Shows this process as living, and takes that back when it ends."""
+async def _beat(client: redis.asyncio.Redis, keys: Keys, catalogue: Catalogue) -> None:
+    """Shows this process as living, and what it refused though it should be in service; takes that back at its end."""
     presence = Presence("registry", process_name(), pid=os.getpid())
     try:
         while True:
             with suppress(RedisError, OSError):  # the loops say so
                 revision = int(await client.get(keys.catalog_revision) or 0)
-                await show_async(client, replace(presence, revision=revision).beat(keys))
+                failed = refused_versions(catalogue)
+                await show_async(client, replace(presence, revision=revision, failed=failed).beat(keys))
             await anyio.sleep(BEAT_S)
     finally:
         with anyio.move_on_after(1.0, shield=True):

@@ -21,8 +21,9 @@ import structlog
 from anyio import to_thread
 
 from contract.keys import Keys
-from contract.record import Artifact
+from contract.record import Artifact, Version
 from registry.blobs import Blob, BlobStore
+from registry.known import KnownVersion
 
 Progress = Callable[[str, int, int], None]
 """Called with (blob name, bytes so far, size in bytes) while an artifact is downloaded."""
@@ -54,6 +55,10 @@ class ArtifactKeys:
         """As a record names it; an empty artifact is one empty chunk."""
         return Artifact(name, digest, size, max(1, -(-size // self._chunk_bytes)))
 
+    def chunked(self, version: KnownVersion | Version) -> tuple[Artifact, ...]:
+        """The artifacts of a version as a record names them."""
+        return tuple(self.artifact(each.name, each.sha256, each.size) for each in version.artifacts)
+
     async def present(self, artifacts: Iterable[Artifact]) -> bool:
         """Whether all bytes of all artifacts are in Redis, by their sizes."""
         wanted = list(artifacts)
@@ -74,10 +79,10 @@ class ArtifactKeys:
         for key in self._chunks(artifact):
             await self._client.set(key, await to_thread.run_sync(spooled.file.read, self._chunk_bytes))
 
-    async def read(self, artifact: Artifact) -> bytes:
-        """All of its bytes, as they are in Redis; nothing here trusts them unchecked."""
-        pieces = [cast("bytes | None", await self._client.get(key)) for key in self._chunks(artifact)]
-        return b"".join(piece or b"" for piece in pieces)
+    async def chunks(self, artifact: Artifact) -> AsyncIterator[bytes]:
+        """Its bytes as they are in Redis, chunk by chunk; nothing here trusts them unchecked."""
+        for key in self._chunks(artifact):
+            yield cast("bytes | None", await self._client.get(key)) or b""
 
     async def drop(self, artifacts: Iterable[Artifact]) -> None:
         """Takes the chunks of artifacts that no record names any more out of Redis."""

@@ -7,133 +7,25 @@ that reach DuckDB block and belong in a thread.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import duckdb
-from packaging.version import Version
 
-from contract.version import version_order
+from registry.known import Act, KnownVersion, Place, StoredArtifact, VersionKey
+from registry.tables import prepare
+from registry.timeline import CANARY_OFF, RETIRE, SHADOW_OFF, UNPIN, Statement
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS models (
-    model_id VARCHAR PRIMARY KEY, revision UBIGINT NOT NULL, record BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS versions (
-    model_id VARCHAR, version VARCHAR, digest VARCHAR NOT NULL, signature_json BLOB NOT NULL,
-    trained_date VARCHAR NOT NULL, location VARCHAR NOT NULL, tag VARCHAR NOT NULL, place VARCHAR NOT NULL,
-    refused VARCHAR NOT NULL, first_seen TIMESTAMPTZ NOT NULL, PRIMARY KEY (model_id, version));
-CREATE TABLE IF NOT EXISTS artifacts (
-    model_id VARCHAR NOT NULL, version VARCHAR NOT NULL, name VARCHAR NOT NULL, sha256 VARCHAR NOT NULL,
-    size UBIGINT NOT NULL, blob VARCHAR NOT NULL, etag VARCHAR NOT NULL);
-CREATE TABLE IF NOT EXISTS places (
-    place VARCHAR PRIMARY KEY, fingerprint VARCHAR NOT NULL, model_id VARCHAR NOT NULL, version VARCHAR NOT NULL,
-    digest VARCHAR NOT NULL, tag VARCHAR NOT NULL, location VARCHAR NOT NULL, problem VARCHAR NOT NULL,
-    warnings VARCHAR[] NOT NULL, first_seen TIMESTAMPTZ NOT NULL);
-CREATE TABLE IF NOT EXISTS history (
-    noted TIMESTAMPTZ NOT NULL, model_id VARCHAR NOT NULL, version VARCHAR NOT NULL, digest VARCHAR NOT NULL,
-    act VARCHAR NOT NULL, detail VARCHAR NOT NULL);
-"""
-
-
-VersionKey = tuple[str, str]
-"""Model and version."""
-Rank = tuple[tuple[int, Version, str], datetime]
-
-
-def rank(version: str, trained_date: str) -> Rank:
-    """Between versions tagged alike the higher one wins, then the one trained later."""
-    trained = datetime.fromisoformat(trained_date.upper().replace(" ", "T"))
-    return version_order(version), trained if trained.tzinfo else trained.replace(tzinfo=UTC)
+ENDING = frozenset({RETIRE, UNPIN, CANARY_OFF, SHADOW_OFF})
+"""Acts that ask for nothing to be loaded."""
 
 
 class CatalogueUnusable(Exception):
     """The database can't be opened; the message says why and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredArtifact:
-    """One file of a version: what its bytes are, and the blob they were last seen in."""
-
-    name: str
-    sha256: str
-    size: int
-    blob: str
-    etag: str
-
-
-@dataclass(frozen=True, slots=True)
-class KnownVersion:
-    """A version whose identity is on record; its contents never change."""
-
-    model_id: str
-    version: str
-    digest: str
-    """Hex version digest."""
-    signature_json: bytes
-    """Canonical."""
-    trained_date: str
-    location: str
-    tag: str
-    """production, canary, shadow, staging or retired; as last seen, once its blobs are gone."""
-    place: str
-    """Where it stands in the store; empty once its blobs are gone."""
-    refused: str
-    """Why workers do not load it; empty where nothing speaks against it."""
-    first_seen: datetime
-    artifacts: tuple[StoredArtifact, ...]
-
-    @property
-    def key(self) -> VersionKey:
-        return self.model_id, self.version
-
-    @property
-    def rank(self) -> Rank:
-        """A key to sort the versions of a model by, lowest first."""
-        return rank(self.version, self.trained_date)
-
-    @property
-    def name(self) -> str:
-        """For people: `churn 1.0.0`."""
-        return f"{self.model_id} {self.version}"
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """What was found at one place of the store when it last changed."""
-
-    place: str
-    fingerprint: str
-    model_id: str
-    version: str
-    digest: str
-    """Empty where the contents make up no version."""
-    tag: str
-    location: str
-    problem: str
-    """Why what stands here is not servable."""
-    warnings: tuple[str, ...]
-    first_seen: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Act:
-    """One line of a model's history."""
-
-    at: datetime
-    model_id: str
-    version: str
-    digest: str
-    act: str
-    """found, tagged, refused, vanished, loading, live, superseded, restored or dropped."""
-    detail: str
-
-
-def now() -> datetime:
-    return datetime.now(UTC)
 
 
 class Catalogue:
@@ -146,7 +38,7 @@ class Catalogue:
             database.parent.mkdir(parents=True, exist_ok=True)
             self._db = duckdb.connect(str(database))
             self._db.execute("SET TimeZone = 'UTC'")
-            self._db.execute(_SCHEMA)
+            prepare(self._db)
         except (duckdb.Error, OSError) as error:
             reason = str(error).partition("\n")[0]
             raise CatalogueUnusable(
@@ -154,6 +46,15 @@ class Catalogue:
             ) from None
         self.versions = {version.key: version for version in self._read_versions()}
         self.places = {place.place: place for place in self._read_places()}
+        self.statements: dict[str, tuple[Statement, ...]] = {}
+        """model_id -> its timeline, oldest first."""
+        for statement in self._read_statements():
+            self.statements[statement.model_id] = (*self.statements.get(statement.model_id, ()), statement)
+        self.sightings: dict[str, tuple[str, datetime]] = {
+            place: (fingerprint, _time(seen))
+            for place, fingerprint, seen in self._rows("SELECT place, fingerprint, epoch_us(seen) FROM sightings")
+        }
+        """Place -> its fingerprint, and when it was first listed so; until what stands there is on record."""
         self.records: dict[str, tuple[int, bytes]] = {
             model_id: (revision, bytes(record))
             for model_id, revision, record in self._rows("SELECT model_id, revision, record FROM models")
@@ -164,12 +65,12 @@ class Catalogue:
         with self._lock:
             self._db.close()
 
-    def put_version(self, version: KnownVersion, *acts: Act) -> None:
-        """Records a version, replacing what was known of it."""
+    def put_version(self, version: KnownVersion, *acts: Act, statement: Statement | None = None) -> None:
+        """Records a version, replacing what was known of it, and what its tag says."""
         with self._lock:
-            self._put_version(version, acts)
+            self._put_version(version, acts, statement)
 
-    def _put_version(self, version: KnownVersion, acts: Iterable[Act]) -> None:
+    def _put_version(self, version: KnownVersion, acts: Iterable[Act], statement: Statement | None) -> None:
         columns = astuple(version)[:-1]
         artifacts = [(*version.key, a.name, a.sha256, a.size, a.blob, a.etag) for a in version.artifacts]
         with self._transaction() as db:
@@ -178,14 +79,55 @@ class Catalogue:
             for artifact in artifacts:
                 db.execute("INSERT INTO artifacts VALUES (?, ?, ?, ?, ?, ?, ?)", list(artifact))
             _write_history(db, acts)
+            if statement is not None:
+                _write_statement(db, statement)
         # Replaced whole, so that whoever iterates in another thread sees the one or the other.
         self.versions = {**self.versions, version.key: version}
+        if statement is not None:
+            self._add(statement)
 
-    def amend(self, key: VersionKey, *acts: Act, **changes: str) -> None:
+    def amend(self, key: VersionKey, *acts: Act, statement: Statement | None = None, **changes: str) -> None:
         """Changes some fields of a version that is on record, whatever else was changed meanwhile."""
         with self._lock:
             version = replace(self.versions[key], **changes)  # type: ignore[arg-type]
-            self._put_version(version, acts)
+            self._put_version(version, acts, statement)
+
+    def state(self, statement: Statement, *acts: Act) -> None:
+        """Puts an act onto the timeline of its model. One that was refused before may be tried again."""
+        key = statement.model_id, statement.version
+        with self._lock:
+            version = self.versions.get(key)
+            if version is not None and version.refused and statement.word not in ENDING:
+                self._put_version(replace(version, refused=""), acts, statement)
+                return
+            with self._transaction() as db:
+                _write_history(db, acts)
+                _write_statement(db, statement)
+            self._add(statement)
+
+    def _add(self, statement: Statement) -> None:
+        timeline = sorted((*self.statements.get(statement.model_id, ()), statement), key=lambda each: each.at)
+        self.statements = {**self.statements, statement.model_id: tuple(timeline)}
+
+    def sight(self, seen: datetime, places: Mapping[str, str]) -> None:
+        """Notes when places (to their fingerprints) were first listed as they are; the others' notes are dropped."""
+        with self._lock:
+            kept = {
+                place: self.sightings[place]
+                if self.sightings.get(place, ("",))[0] == fingerprint
+                else (fingerprint, seen)
+                for place, fingerprint in places.items()
+            }
+            if kept == self.sightings:
+                return
+            gone = [[place] for place in self.sightings.keys() - kept.keys()]
+            new = [[place, *kept[place]] for place in kept if kept[place] != self.sightings.get(place)]
+            with self._transaction() as db:
+                if gone:
+                    db.executemany("DELETE FROM sightings WHERE place = ?", gone)
+                if new:
+                    db.executemany("INSERT OR REPLACE INTO sightings VALUES (?, ?, ?)", new)
+            self.sightings = kept
 
     def put_place(self, place: Place, *acts: Act) -> None:
         """Records what was found at a place."""
@@ -214,7 +156,7 @@ class Catalogue:
     def history(self, model_id: str = "") -> list[Act]:
         """What happened, oldest first; of all models where none is named."""
         rows = self._rows(
-            "SELECT epoch_us(noted), model_id, version, digest, act, detail FROM history "
+            "SELECT epoch_us(noted), model_id, version, digest, act, detail, who FROM history "
             "WHERE ? = '' OR model_id = ? ORDER BY noted, rowid",
             [model_id, model_id],
         )
@@ -230,6 +172,13 @@ class Catalogue:
                 model_id, version, digest, bytes(signature), trained_date, location, tag, place, refused, _time(seen),
                 tuple(artifacts.get((model_id, version), ())),
             )  # fmt: skip
+
+    def _read_statements(self) -> Iterator[Statement]:
+        for at, *rest in self._rows(
+            "SELECT epoch_us(said), model_id, version, digest, kind, word, who, basis_points, salt, abort_over "
+            "FROM statements ORDER BY said, rowid"
+        ):
+            yield Statement(_time(at), *rest)
 
     def _read_places(self) -> Iterator[Place]:
         for row in self._rows("SELECT * REPLACE (epoch_us(first_seen) AS first_seen) FROM places"):
@@ -264,7 +213,11 @@ def _advice(reason: str) -> str:
 
 def _write_history(db: duckdb.DuckDBPyConnection, acts: Iterable[Act]) -> None:
     for act in acts:
-        db.execute("INSERT INTO history VALUES (?, ?, ?, ?, ?, ?)", list(astuple(act)))
+        db.execute("INSERT INTO history VALUES (?, ?, ?, ?, ?, ?, ?)", list(astuple(act)))
+
+
+def _write_statement(db: duckdb.DuckDBPyConnection, statement: Statement) -> None:
+    db.execute("INSERT INTO statements VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", list(astuple(statement)))
 
 
 def _time(micros: int) -> datetime:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from hashlib import sha256
 
 from contract.signature import Signature
@@ -63,15 +64,24 @@ class FoundVersion:
     """The version's own files by their name in the version."""
     beside: Mapping[str, Blob] = field(default_factory=dict)
     """Flat form: the other files of the folder; a signature may name some as transforms."""
+    endorsement: Blob | None = None
+    """The publishers' signatures, `signature.json.sig`."""
+    mark: str = ""
 
     @property
     def fingerprint(self) -> str:
         """Changes whenever a blob that may matter to the version was written, renamed, added or removed."""
-        blobs = [self.signature] if self.signature else []
-        seen = sha256()
+        blobs = [*filter(None, (self.signature, self.endorsement))]
+        seen = sha256(self.mark.encode())
         for blob in (*blobs, *self.files.values(), *self.beside.values()):
             seen.update(f"{blob.name}\0{blob.etag}\0{blob.size}\n".encode())
         return seen.hexdigest()
+
+    @property
+    def last_modified(self) -> datetime:
+        """When the youngest of its own blobs was written."""
+        blobs = [*filter(None, (self.signature,)), *self.files.values()]
+        return max(blob.last_modified for blob in blobs)
 
     @property
     def tag(self) -> str:
@@ -106,14 +116,18 @@ class FoundVersion:
         return f"the folder {self.place} holds {signature.model_id} {signature.version}; the signature counts"
 
 
-def find_versions(blobs: Iterable[Blob]) -> tuple[FoundVersion, ...]:
-    """All places in a listing where versions stand, sorted by place."""
+def find_versions(blobs: Iterable[Blob], mark: str = "") -> tuple[FoundVersion, ...]:
+    """All places in a listing where versions stand, sorted by place.
+
+    Under another `mark` the same blobs have other fingerprints: it stands for the rules they are judged by.
+    """
     listed = sorted(blobs, key=lambda blob: blob.name)
     folders = {_folder(blob.name): blob for blob in listed if _base(blob.name) == SIGNATURE_FILE}
     owned: dict[str, dict[str, Blob]] = {folder: {} for folder in folders}
     flat: dict[str, list[Blob]] = defaultdict(list)
+    endorsements = {blob.name: blob for blob in listed if blob.name.endswith(_DETACHED)}
     for blob in listed:
-        if _base(blob.name) == SIGNATURE_FILE or blob.name.endswith(_DETACHED):
+        if _base(blob.name) == SIGNATURE_FILE or blob.name in endorsements:
             continue
         owner = _owner(blob.name, folders)
         if owner is None:
@@ -123,7 +137,12 @@ def find_versions(blobs: Iterable[Blob]) -> tuple[FoundVersion, ...]:
     found = [FoundVersion(folder, folder, folders[folder], files) for folder, files in owned.items()]
     for files in flat.values():
         found += _flat_versions(files)
-    return tuple(sorted(found, key=lambda version: version.place))
+    complete = [replace(each, endorsement=_endorsement(each, endorsements), mark=mark) for each in found]
+    return tuple(sorted(complete, key=lambda version: version.place))
+
+
+def _endorsement(found: FoundVersion, endorsements: Mapping[str, Blob]) -> Blob | None:
+    return endorsements.get(f"{found.signature.name}.sig") if found.signature else None
 
 
 def _flat_versions(blobs: list[Blob]) -> list[FoundVersion]:

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from contract.record import LIVE, LOADING, RETIRING, ModelRecord
+from contract.record import LIVE, LOADING, ModelRecord, Routing
 from protos import millstream_v1_pb2 as v1
-from registry.catalogue import Catalogue, KnownVersion, Place, VersionKey, rank
+from registry.canary import CanaryCounts
+from registry.catalogue import Catalogue
+from registry.known import KnownVersion, Place, VersionKey
+from registry.timeline import PRODUCTION, RETIRE, TAGS, Statement, Wanted, is_asked_for
 
-_STATES = {LOADING: "loading", LIVE: "live", RETIRING: "retiring"}
+ROLES = TAGS[:3]
+"""Tags that ask for something."""
 
 
 def listed_versions(
     catalogue: Catalogue,
     records: Mapping[str, ModelRecord],
+    goals: Callable[[str], Wanted],
     waiting: Mapping[VersionKey, str],
     trouble: Mapping[str, str],
     model_id: str = "",
 ) -> list[v1.VersionInfo]:
     """Every version that was ever found and every place that holds none that is servable, by model and version."""
     rows = []
+    wanted = {name: goals(name) for name in {key[0] for key in catalogue.versions} if model_id in ("", name)}
     for version in catalogue.versions.values():
-        place = catalogue.places.get(version.place)
-        problem = trouble.get(version.place) or waiting.get(version.key, "")
-        rows.append(_known(version, records.get(version.model_id), place, problem))
+        if version.model_id in wanted:
+            place = catalogue.places.get(version.place)
+            problem = trouble.get(version.place) or waiting.get(version.key, "")
+            rows.append(_known(version, records.get(version.model_id), wanted[version.model_id], place, problem))
     known = {version.place for version in catalogue.versions.values()}
     rows += [_place(place) for place in catalogue.places.values() if place.problem]
     rows += [
@@ -38,22 +45,63 @@ def listed_versions(
     return sorted(chosen, key=lambda row: (row.model_id, row.version, row.location))
 
 
-def state_of(version: KnownVersion, record: ModelRecord | None) -> tuple[str, str]:
+def routing_of(model_id: str, record: ModelRecord | None, goal: Wanted, counts: CanaryCounts | None) -> v1.ModelRouting:
+    """Which version of a model is what, and by which statement."""
+    routing = record.routing if record else Routing()
+    wanted = goal.production
+    is_there = wanted is not None and wanted.version.version == routing.production
+    canary = goal.canary if goal.canary is not None and goal.canary.version.version == routing.canary else None
+    return v1.ModelRouting(
+        model_id=model_id,
+        production=routing.production,
+        statement=wanted.statement.told if wanted is not None and is_there else "",
+        coming=wanted.version.version if wanted is not None and not is_there else "",
+        pinned=f"{goal.pin.version} {goal.pin.told}" if goal.pin else "",
+        canary=routing.canary,
+        canary_percent=routing.canary_basis_points / 100,
+        abort_over=canary.statement.abort_over if canary else 0.0,
+        canary_finished=counts.tally.finished if counts else 0,
+        canary_failed=counts.tally.failed if counts else 0,
+        shadow=routing.shadow,
+    )
+
+
+def state_of(version: KnownVersion, record: ModelRecord | None, goal: Wanted) -> tuple[str, str]:
     """A version's state and, where it does not answer, why."""
     held = record.versions.get(version.version) if record else None
     live = record.live if record else None
-    if held is not None and held.digest.hex() == version.digest:
-        reason = f"{live.version} answers instead" if held.state == RETIRING and live is not None else ""
-        return _STATES.get(held.state, "loading"), reason
+    instead = f"{live.version} answers instead" if live is not None else "nothing answers instead"
+    if record is not None and held is not None and held.digest.hex() == version.digest:
+        if held.state == LOADING:
+            return "loading", ""
+        if held.state == LIVE:
+            return _role(version.version, record.routing), ""
+        return "retiring", instead
     if version.refused:
         return "refused", version.refused
     if not version.place:
         return "vanished", "its blobs are gone from the store"
-    if version.tag != "production":
-        return version.tag, f"tagged {version.tag}, not production"
-    if live is not None and rank(live.version, live.signature.trained_date) > version.rank:
-        return "superseded", f"{live.version} answers instead"
-    return "waiting", ""
+    if any(claim.version.key == version.key for claim in goal.claims):
+        return "waiting", ""
+    keeper = goal.held.get(version.version)
+    if keeper is not None:
+        return "retired" if keeper.word == RETIRE else "held back", _keeps(keeper, version.version)
+    if version.tag == PRODUCTION:
+        return "superseded", instead
+    if version.tag in ROLES:
+        return "superseded", f"another version is the {version.tag}"
+    if version.version in goal.retired:
+        return "retired", "retired by an operator"
+    return version.tag, f"tagged {version.tag}, not production"
+
+
+def refused_versions(catalogue: Catalogue) -> dict[str, str]:
+    """Digest -> which version it is and why it was refused, of those that somebody waits for; for `status`."""
+    return {
+        version.digest: f"{version.name}: {version.refused}"
+        for version in catalogue.versions.values()
+        if version.refused and version.place and is_asked_for(version, catalogue.statements.get(version.model_id, ()))
+    }
 
 
 def timestamp(at: datetime) -> Timestamp:
@@ -62,14 +110,33 @@ def timestamp(at: datetime) -> Timestamp:
     return stamp
 
 
-def _known(version: KnownVersion, record: ModelRecord | None, place: Place | None, problem: str) -> v1.VersionInfo:
-    state, reason = state_of(version, record)
+def _role(version: str, routing: Routing) -> str:
+    roles = {routing.shadow: "shadow", routing.canary: "canary", routing.production: "live"}
+    return roles.get(version, "retiring")
+
+
+def _keeps(keeper: Statement, version: str) -> str:
+    return keeper.told if keeper.version == version else f"{keeper.version} was {keeper.told}"
+
+
+def _traffic(version: str, routing: Routing) -> float:
+    if version == routing.canary:
+        return routing.canary_basis_points / 100
+    return 100 - (routing.canary_basis_points / 100 if routing.canary else 0) if version == routing.production else 0.0
+
+
+def _known(
+    version: KnownVersion, record: ModelRecord | None, goal: Wanted, place: Place | None, problem: str
+) -> v1.VersionInfo:
+    state, reason = state_of(version, record, goal)
     warnings = list(place.warnings) if place else []
     passing = state in ("loading", "waiting")
     if problem and not passing:
         warnings.append(problem)
     if not version.place and state != "vanished":
         warnings.append("its blobs are gone from the store; it is served from Redis")
+    keeper = goal.held.get(version.version)
+    claim = next((claim for claim in goal.claims if claim.version.key == version.key), None)
     return v1.VersionInfo(
         model_id=version.model_id,
         version=version.version,
@@ -81,6 +148,9 @@ def _known(version: KnownVersion, record: ModelRecord | None, place: Place | Non
         problem=problem if problem and passing else reason,
         first_seen=timestamp(version.first_seen),
         warnings=warnings,
+        held_back=_keeps(keeper, version.version) if keeper else "",
+        statement=claim.statement.told if claim else "",
+        traffic_percent=_traffic(version.version, record.routing) if state in ("live", "canary") and record else 0.0,
     )
 
 

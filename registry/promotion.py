@@ -1,57 +1,61 @@
-"""Records in Redis: the one place where a version becomes live.
+"""Promotion: the records in Redis follow what is wanted of each model, a step at a time.
 
-Each write is one MULTI/EXEC over a record that was read just before, signed, with its revision raised. What a server
-that lost its memory held is written again from the catalogue.
+What a server that lost its memory held is written again from the catalogue.
 """
 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import cast
 
 import anyio
 import redis.asyncio
 import structlog
 from anyio import to_thread
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from google.protobuf.message import DecodeError
-from redis.exceptions import ResponseError, WatchError
+from redis.exceptions import ResponseError
 
-from contract import trust
 from contract.connection import living_async
 from contract.keys import Keys
 from contract.presence import BEAT_S, Presence
-from contract.record import LIVE, LOADING, RETIRING, ModelRecord, Version
-from contract.signature import SignatureError
+from contract.record import LOADING, RETIRING, ModelRecord, Version
+from registry.adoption import adopt
 from registry.artifacts import ArtifactKeys
-from registry.catalogue import Act, Catalogue, KnownVersion, StoredArtifact, VersionKey, now
+from registry.canary import CanaryCounts
+from registry.catalogue import Catalogue
+from registry.known import Act, KnownVersion, VersionKey, now
 from registry.poll import StoreWatch
+from registry.records import Records
+from registry.repair import Repair
+from registry.retirement import Retirements
+from registry.sweep import Sweep
 from registry.switching import (
     Load,
     Refuse,
     Switch,
     Wait,
     Withdraw,
-    candidates,
+    arranged,
+    beside_veto,
     decide,
     loading,
     serves,
-    switched,
+    with_live,
     withdrawn,
 )
+from registry.timeline import Statement, Wanted, wanted
+from registry.transitions import transitions
 
 RETIRE_AFTER_S = 60.0
-RETIRE_AFTER_LOOKS = 2
+"""A version that was replaced stays in memory for so long at least: the way back is short then."""
 
 _log = structlog.get_logger()
 
 
 class Promotion:
-    """Keeps the records in Redis true to the catalogue, a step at a time."""
+    """Keeps the records in Redis true to what is wanted."""
 
     def __init__(
         self,
@@ -65,34 +69,58 @@ class Promotion:
         load_limit_s: float,
         retire_after_s: float = RETIRE_AFTER_S,
     ) -> None:
-        self.records: dict[str, ModelRecord] = {}
-        """The good records, as last seen in Redis."""
         self.waiting: dict[VersionKey, str] = {}
         """Version -> what its loading waits for, for people."""
+        self._coming: dict[VersionKey, str] = {}
+        """The same, of the tick that is under way."""
+        self.canaries: dict[str, CanaryCounts] = {}
+        """Model -> what its canary has answered and failed, where somebody watches that."""
         self._client = client
         self._keys = keys
-        self._key = key
         self._catalogue = catalogue
         self._watch = watch
         self._artifacts = artifacts
+        self._records = Records(client, keys, key, catalogue)
+        self._repair = Repair(self._records, catalogue, artifacts, watch.supply)
+        self._sweep = Sweep(catalogue, artifacts, watch.supply)
+        self._retirements = Retirements(client, keys, retire_after_s)
         self._load_limit_s = load_limit_s
-        self._retire_after_s = retire_after_s
-        self._raw: dict[str, bytes] = {}
         self._stuck: dict[str, str] = {}
         self._waits: dict[tuple[str, str], Wait] = {}
-        self._retiring: dict[tuple[str, bytes], tuple[float, int]] = {}
+        self._told: dict[str, tuple[object, object, object, Wanted]] = {}
+        """Model -> what was wanted of it, and from what that follows: the same values are not judged twice."""
+        self._goals: dict[str, Wanted] = {}
+        """Model -> what was wanted of it at its last step."""
         self._last_tick = time.monotonic()
         self._lock = anyio.Lock()
 
+    @property
+    def records(self) -> dict[str, ModelRecord]:
+        """The good records, as last seen in Redis."""
+        return self._records.good
+
+    def wanted(self, model_id: str, *also: Statement) -> Wanted:
+        """What is wanted of a model now, or would be if these statements were made too."""
+        record = self.records.get(model_id)
+        versions, said = self._catalogue.versions, self._catalogue.statements.get(model_id, ())
+        told = self._told.get(model_id)
+        if not also and told is not None and told[0] is versions and told[1] is said and told[2] is record:
+            return told[3]
+        in_redis = {version.digest.hex() for version in record.versions.values()} if record else set()
+        known = [version for version in versions.values() if version.model_id == model_id]
+        goal = wanted(known, (*said, *also), in_redis)
+        if not also:
+            self._told[model_id] = versions, said, record, goal
+        return goal
+
     async def adopt(self) -> None:
-        """Takes versions that stand in good records and not in the catalogue (a new or restored one) into it."""
-        await self._read()
+        """Takes in what the records say and the catalogue does not (a new or restored one, or one step behind)."""
+        await self._records.read()
         for record in self.records.values():
-            for version in record.versions.values():
-                if (record.model_id, version.version) not in self._catalogue.versions:
-                    known = _adopted(version)
-                    act = Act(now(), *known.key, known.digest, "found", "in a signed record in Redis")
-                    await to_thread.run_sync(self._catalogue.put_version, known, act)
+            lost = await adopt(record, self._catalogue)
+            if lost is not None:
+                self._watch.adopted[record.model_id] = lost
+                _log.warning("the catalogue had lost what led to a record in Redis", model_id=record.model_id)
 
     async def tick(self) -> bool:
         """One step for each model; true where something was written, so that the next tick is worth doing soon."""
@@ -102,16 +130,20 @@ class Promotion:
     async def _tick(self) -> bool:
         # A tick that was held up itself says nothing about the workers.
         elapsed, self._last_tick = min(time.monotonic() - self._last_tick, 2 * BEAT_S), time.monotonic()
-        await self._read()
+        await self._records.read()
         workers = await living_async(self._client, self._keys, "worker")
-        known: dict[str, list[KnownVersion]] = defaultdict(list)
-        for version in self._catalogue.versions.values():
-            known[version.model_id].append(version)
+        gateways: list[Presence] | None = None
+        models = {key[0] for key in self._catalogue.versions} | self.records.keys() | self._catalogue.records.keys()
         moved = False
-        self.waiting = {}
-        for model_id in sorted(known.keys() | self.records.keys() | self._catalogue.records.keys()):
+        self._coming = {}
+        for model_id in sorted(models):
             try:
-                moved |= await self._step(model_id, known[model_id], workers, elapsed)
+                record = self.records.get(model_id)
+                if record is not None and any(version.state == RETIRING for version in record.versions.values()):
+                    if gateways is None:
+                        gateways = await living_async(self._client, self._keys, "gateway")
+                    moved |= await self._retire(record, [*gateways, *workers])
+                moved |= await self._step(model_id, workers, elapsed)
                 self._stuck.pop(model_id, None)
             except ResponseError as error:  # one model's broken keys are not another's
                 if self._stuck.get(model_id) != str(error):
@@ -119,210 +151,123 @@ class Promotion:
                         "Redis refused a step of promotion; it is tried again", model_id=model_id, problem=str(error)
                     )
                 self._stuck[model_id] = str(error)
+        self.waiting = self._coming
+        await self._sweep.run(self._goals, self.records)
         return moved
 
-    async def _step(
-        self, model_id: str, known: Sequence[KnownVersion], workers: Sequence[Presence], elapsed: float
-    ) -> bool:
+    async def _step(self, model_id: str, workers: Sequence[Presence], elapsed: float) -> bool:
         record = self.records.get(model_id)
         moved = False
         if record is None and model_id in self._catalogue.records:
-            moved = await self._restore(model_id)
-            if moved or any(key[0] == model_id for key in self._watch.wanted):
+            moved = await self._repair.restore(model_id)
+            if moved or any(key[0] == model_id for key in self._watch.supply.wanted):
                 return moved
         if record is not None:
-            moved = await self._mend(record) or await self._retire(record)
+            moved = await self._repair.mend(record)
             record = self.records.get(model_id)
-        return await self._advance(record, known, workers, elapsed) or moved
-
-    async def _read(self) -> None:
-        """The records as they are in Redis now; what this registry did not sign is none."""
-        answer = cast("dict[bytes, bytes]", await self._client.hgetall(self._keys.catalog))
-        raw = {name.decode(errors="replace"): value for name, value in answer.items()}
-        public = self._key.public_key()
-        records: dict[str, ModelRecord] = {}
-        for model_id, value in raw.items():
-            before = self.records.get(model_id)
-            if before is not None and self._raw.get(model_id) == value:
-                records[model_id] = before
-                continue
-            try:
-                records[model_id] = trust.unseal(value, model_id, public, before)
-            except trust.UntrustedRecord as error:
-                if self._raw.get(model_id) != value:
-                    _log.error("a record in Redis was not written by this registry and is not used", reason=str(error))
-        self._raw, self.records = raw, records
+        return await self._advance(model_id, record, workers, elapsed) or moved
 
     async def _advance(
-        self, record: ModelRecord | None, known: Sequence[KnownVersion], workers: Sequence[Presence], elapsed: float
+        self, model_id: str, record: ModelRecord | None, workers: Sequence[Presence], elapsed: float
     ) -> bool:
-        options = candidates(known, record)
-        best = options[0] if options else None
-        wait = self._wait(record, best, workers, elapsed) if best else Wait()
-        match decide(record, best, workers, wait, self._load_limit_s):
-            case Load(version):
-                return await self._load(record, version)
-            case Switch(version) if record is not None:
-                return await self._switch(record, version)
-            case Refuse(version, reason):
+        goal = self.wanted(model_id)
+        if await self._abort(model_id, goal, workers):
+            goal = self.wanted(model_id)
+        self._goals[model_id] = goal
+        moved = False
+        if record is not None and arranged(record, goal) != record:
+            moved = await self._arrange(record, goal)
+            record = self.records.get(model_id)
+        mine = {(model_id, claim.version.digest) for claim in goal.claims}
+        for other in [key for key in self._waits if key[0] == model_id and key not in mine]:
+            del self._waits[other]
+        for claim in goal.claims:
+            version = claim.version
+            wait = self._wait(record, version, workers, elapsed)
+            match decide(record, version, workers, wait, self._load_limit_s):
+                case Load():
+                    if record is not None and version.version in record.versions:
+                        self._watch.supply.passed.add(version.digest)  # workers had it: the way back needs no store
+                    if await self._is_at_hand(version):
+                        return await self._load(record, version, goal)
+                case Switch() if record is not None:
+                    return await self._arrange(with_live(record, version.version), goal)
+                case Refuse(_, reason):
+                    return await self._refuse(record, version, reason)
+                case Withdraw() if record is not None:
+                    return await self._records.write(withdrawn(record))
+            held = record.versions.get(version.version) if record else None
+            if record is not None and held is not None and (reason := beside_veto(record, held, workers)):
                 return await self._refuse(record, version, reason)
-            case Withdraw() if record is not None:
-                return await self._write(withdrawn(record))
-        if record is not None and best is not None and _is_loading(record):
-            count = sum(best.digest in worker.loaded for worker in workers)
-            there = (
-                f"{count} of {len(workers)} workers have loaded it" if workers else "no worker is running to load it"
-            )
-            self.waiting[best.key] = there
-        return False
+            if held is not None and held.state == LOADING:
+                serving = [worker for worker in workers if serves(worker, model_id)]
+                count = sum(version.digest in worker.loaded for worker in serving)
+                there = f"{count} of {len(serving)} workers have loaded it"
+                self._coming[version.key] = there if serving else "no worker is running to load it"
+                break  # one at a time: where workers end, it is known under which
+        return moved
 
-    async def _switch(self, record: ModelRecord, version: KnownVersion) -> bool:
-        acts = [_act(version, "live", "all workers have it")]
-        if (past := record.live) is not None:
-            detail = f"{version.version} answers instead"
-            acts.append(Act(now(), record.model_id, past.version, past.digest.hex(), "superseded", detail))
-        return await self._write(switched(record, version.version), *acts)
+    async def _arrange(self, record: ModelRecord, goal: Wanted) -> bool:
+        """Writes the record as it should stand, with what it says anew as history."""
+        after = replace(arranged(record, goal), decided_us=goal.decided_us)
+        return await self._records.write(after, *transitions(self.records.get(record.model_id), after, goal, now()))
+
+    async def _load(self, record: ModelRecord | None, version: KnownVersion, goal: Wanted) -> bool:
+        digest = bytes.fromhex(version.digest)
+        artifacts = self._artifacts.chunked(version)
+        offered = Version.make(digest, LOADING, version.signature_json, artifacts, version.location)
+        return await self._arrange(loading(record, offered), goal)
+
+    async def _is_at_hand(self, version: KnownVersion) -> bool:
+        """Whether its artifacts are in Redis and were tried; where they are not, the next look sees to it."""
+        supply = self._watch.supply
+        if supply.is_tried(version.digest) and await self._artifacts.present(self._artifacts.chunked(version)):
+            return True
+        supply.wanted.add(version.key)
+        self._coming[version.key] = self._watch.trouble.get(version.place, "it is being fetched and tried")
+        return False
 
     async def _refuse(self, record: ModelRecord | None, version: KnownVersion, reason: str) -> bool:
         _log.error("version refused", model_id=version.model_id, version=version.version, problem=reason)
-        act = _act(version, "refused", reason)
+        act = Act(now(), *version.key, version.digest, "refused", reason)
         await to_thread.run_sync(partial(self._catalogue.amend, version.key, act, refused=reason))
-        if record is not None and _is_loading(record):
-            await self._write(withdrawn(record))
+        if record is not None and any(held.state == LOADING for held in record.versions.values()):
+            await self._records.write(withdrawn(record))
         return True
 
     def _wait(
-        self, record: ModelRecord | None, best: KnownVersion, workers: Sequence[Presence], elapsed: float
+        self, record: ModelRecord | None, version: KnownVersion, workers: Sequence[Presence], elapsed: float
     ) -> Wait:
-        """How the loading of the candidate has gone; it starts over with each offer."""
-        mine = (best.model_id, best.digest)
-        for other in [key for key in self._waits if key[0] == best.model_id and key != mine]:
-            del self._waits[other]
-        held = record.versions.get(best.version) if record else None
-        living = any(serves(worker, best.model_id) for worker in workers)
+        """How the loading of a version has gone; it starts over with each offer."""
+        key = version.model_id, version.digest
+        held = record.versions.get(version.version) if record else None
+        living = any(serves(worker, version.model_id) for worker in workers)
         is_offered = held is not None and held.state == LOADING
-        past = self._waits.get(mine, Wait())
-        self._waits[mine] = past.after(elapsed, living) if is_offered else Wait(seen=living)
-        return self._waits[mine]
+        past = self._waits.get(key, Wait())
+        self._waits[key] = past.after(elapsed, living) if is_offered else Wait(seen=living)
+        return self._waits[key]
 
-    async def _load(self, record: ModelRecord | None, best: KnownVersion) -> bool:
-        artifacts = tuple(self._artifacts.artifact(a.name, a.sha256, a.size) for a in best.artifacts)
-        if not self._watch.is_tried(best.digest) or not await self._artifacts.present(artifacts):
-            self._watch.wanted.add(best.key)
-            self.waiting[best.key] = self._watch.trouble.get(best.place, "it is being fetched and tried")
+    async def _abort(self, model_id: str, goal: Wanted, workers: Sequence[Presence]) -> bool:
+        """Takes the canary's share away where it fails more than it may; true where that was so."""
+        claim = goal.canary
+        if claim is None or not claim.statement.abort_over:
+            self.canaries.pop(model_id, None)
             return False
-        digest = bytes.fromhex(best.digest)
-        version = Version.make(digest, LOADING, best.signature_json, artifacts, best.location)
-        return await self._write(loading(record, version), _act(best, "loading", "in Redis, for the workers to load"))
-
-    async def _restore(self, model_id: str) -> bool:
-        """Writes the last record again where Redis lost it, with what was live; its bytes must be there first."""
-        _, raw = self._catalogue.records[model_id]
-        try:
-            live = ModelRecord.decode(raw).live
-        except (DecodeError, SignatureError):
+        limit, share = claim.statement.abort_over, claim.statement.basis_points
+        tally = self.canaries.setdefault(model_id, CanaryCounts()).look(claim, workers)
+        if not share or not tally.is_over(limit):
             return False
-        if live is None:
-            return False
-        known = self._catalogue.versions.get((model_id, live.version))
-        artifacts = tuple(self._artifacts.artifact(a.name, a.sha256, a.size) for a in live.artifacts)
-        if not await self._artifacts.present(artifacts):
-            if known is not None and known.place and known.digest == live.digest.hex():
-                self._watch.passed.add(known.digest)
-                self._watch.wanted.add(known.key)
-            return False
-        last = ModelRecord.decode(raw)
-        record = replace(last, versions={live.version: replace(live, artifacts=artifacts)})
-        act = Act(now(), model_id, live.version, live.digest.hex(), "restored", "Redis had lost the record")
-        return await self._write(record, act)
-
-    async def _mend(self, record: ModelRecord) -> bool:
-        """Asks for chunks that Redis lost; rewrites a record whose chunks are cut otherwise since."""
-        for version in record.versions.values():
-            if version.state == RETIRING or await self._artifacts.present(version.artifacts):
-                continue
-            artifacts = tuple(self._artifacts.artifact(a.name, a.sha256, a.size) for a in version.artifacts)
-            if artifacts != version.artifacts and await self._artifacts.present(artifacts):
-                versions = {**record.versions, version.version: replace(version, artifacts=artifacts)}
-                return await self._write(replace(record, versions=versions))
-            known = self._catalogue.versions.get((record.model_id, version.version))
-            if known is not None and known.place:
-                self._watch.passed.add(known.digest)
-                self._watch.wanted.add(known.key)
-        return False
-
-    async def _retire(self, record: ModelRecord) -> bool:
-        """Drops versions that have been retiring for long enough once nothing waits that may be pinned to them."""
-        retiring = [version for version in record.versions.values() if version.state == RETIRING]
-        marks = {(record.model_id, version.digest) for version in retiring}
-        for gone in [mark for mark in self._retiring if mark[0] == record.model_id and mark not in marks]:
-            del self._retiring[gone]
-        due = []
-        for version in retiring:
-            since, looks = self._retiring.setdefault(
-                (record.model_id, version.digest), (time.monotonic(), self._watch.looks)
-            )
-            aged = time.monotonic() - since >= self._retire_after_s
-            if aged and self._watch.looks - looks >= RETIRE_AFTER_LOOKS:
-                due.append(version)
-        if not due:
-            return False
-        names = self._keys.model(record.model_id)
-        if await self._client.xlen(names.requests) or await self._client.xlen(names.bulk):
-            return False
-        rest = {name: version for name, version in record.versions.items() if version not in due}
-        acts = [
-            Act(now(), record.model_id, version.version, version.digest.hex(), "dropped", "no entry waits for it")
-            for version in due
-        ]
-        written = await self._write(replace(record, versions=rest), *acts)
-        if written:
-            used = {a.sha256 for each in self.records.values() for v in each.versions.values() for a in v.artifacts}
-            await self._artifacts.drop(a for version in due for a in version.artifacts if a.sha256 not in used)
-        return written
-
-    async def _write(self, record: ModelRecord, *acts: Act) -> bool:
-        """One step in Redis, over the very record that was decided on; false where somebody wrote meanwhile."""
-        model_id = record.model_id
-        past = self.records.get(model_id)
-        revision = max(past.revision if past else 0, self._catalogue.records.get(model_id, (0, b""))[0]) + 1
-        record = replace(record, revision=revision)
-        sealed = trust.seal(record, self._key)
-        async with self._client.pipeline(transaction=True) as pipe:
-            await pipe.watch(self._keys.catalog)
-            if await pipe.hget(self._keys.catalog, model_id) != self._raw.get(model_id):
-                return False
-            pipe.multi()  # type: ignore[no-untyped-call]
-            pipe.hset(self._keys.catalog, model_id, sealed)
-            # A counter that starts over could meet a number that was seen before; the time never does.
-            pipe.set(self._keys.catalog_revision, int(time.time() * 1000), nx=True)
-            pipe.incr(self._keys.catalog_revision)
-            try:
-                await pipe.execute()
-            except WatchError:
-                return False
-        self._raw[model_id], self.records[model_id] = sealed, record
-        await to_thread.run_sync(self._catalogue.put_record, model_id, revision, record.encode(), *acts)
-        for act in acts:
-            _log.info(
-                f"version {act.act}", model_id=model_id, version=act.version, detail=act.detail, revision=revision
-            )
+        detail = f"{tally.told}, more than {limit * 100:g} %: its share is 0 % now, was {share / 100:g} %"
+        _log.error("canary aborted", model_id=model_id, version=claim.version.version, detail=detail)
+        statement = replace(claim.statement, at=now(), by="the registry", basis_points=0)
+        act = Act(statement.at, *claim.version.key, claim.version.digest, "canary aborted", detail, "the registry")
+        await to_thread.run_sync(self._catalogue.state, statement, act)
         return True
 
-
-def _is_loading(record: ModelRecord) -> bool:
-    return any(version.state == LOADING for version in record.versions.values())
-
-
-def _act(version: KnownVersion, act: str, detail: str) -> Act:
-    return Act(now(), *version.key, version.digest, act, detail)
-
-
-def _adopted(version: Version) -> KnownVersion:
-    signature = version.signature
-    tag = "production" if version.state in (LIVE, LOADING) else signature.status
-    artifacts = tuple(StoredArtifact(a.name, a.sha256, a.size, "", "") for a in version.artifacts)
-    return KnownVersion(
-        signature.model_id, version.version, version.digest.hex(), version.signature_json, signature.trained_date,
-        version.location, tag, "", "", now(), artifacts,
-    )  # fmt: skip
+    async def _retire(self, record: ModelRecord, processes: Sequence[Presence]) -> bool:
+        """Drops the versions that nobody can be busy with any more."""
+        due = {version.version for version in await self._retirements.due(record, processes)}
+        if not due:
+            return False
+        after = replace(record, versions={name: each for name, each in record.versions.items() if name not in due})
+        return await self._records.write(after, *transitions(record, after, None, now()))

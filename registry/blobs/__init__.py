@@ -28,6 +28,11 @@ class StoreUrlError(StoreError, ValueError):
 class StoreUnavailable(StoreError):
     """The store could not be reached, throttled or failed, after retries. Passing: worth trying again later."""
 
+    def __init__(self, message: str, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        """Seconds the store asked to be left alone for; 0 where it did not."""
+
 
 class StoreDenied(StoreError):
     """The store is there and says no: wrong key, expired signature, missing permission."""
@@ -69,6 +74,8 @@ class Blob:
     """In bytes."""
     last_modified: datetime
     """Aware, in UTC."""
+    sha256: str = ""
+    """Of the contents in hex, as its writer noted it beside them; empty where nobody did. A claim, not a proof."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +87,8 @@ class Retry:
     """Seconds; each later delay is twice the one before."""
     longest_delay: float = 8.0
     """Seconds."""
+    patience: float = 30.0
+    """Seconds; a store that asks for a longer pause than this is given up at once, until somebody comes again."""
 
     def delays(self) -> Iterator[float]:
         """Seconds to wait before each further attempt: one value fewer than there are attempts."""
@@ -118,10 +127,13 @@ class BlobStore(Protocol):
         """A whole blob of at most `limit` bytes. Raises `BlobTooLarge`, `BlobNotFound`, `BlobChanged`."""
         ...
 
-    async def write(self, name: str, content: bytes | AsyncIterable[bytes], *, if_none_match: bool = False) -> Blob:
+    async def write(
+        self, name: str, content: bytes | AsyncIterable[bytes], *, if_none_match: bool = False, sha256: str = ""
+    ) -> Blob:
         """Put a blob in place in one step: readers see the old contents or all of the new ones.
 
-        With `if_none_match` nothing is replaced and an existing blob raises `BlobExists`.
+        With `if_none_match` nothing is replaced and an existing blob raises `BlobExists`. `sha256` is noted beside
+        the contents where the store can (not in a directory), and not checked.
         """
         ...
 

@@ -1,4 +1,6 @@
-"""A container of Azure Blob Storage, or a part of one, as a blob store. The only module that loads the Azure libraries.
+"""A container of Azure Blob Storage, or a part of one, as a blob store.
+
+With `refusals` the only module that loads the Azure libraries.
 
 The SDK's own retries are off: they know nothing of how much of a download has arrived, and their delays are minutes.
 """
@@ -6,6 +8,7 @@ The SDK's own retries are off: they know nothing of how much of a download has a
 from __future__ import annotations
 
 import importlib
+import logging
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from dataclasses import dataclass
@@ -19,29 +22,23 @@ import aiohttp
 import anyio
 from azure.core import MatchConditions
 from azure.core.credentials import AzureNamedKeyCredential, AzureSasCredential
-from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError
+from azure.core.exceptions import AzureError, HttpResponseError
 from azure.storage.blob import BlobBlock, BlobProperties
 from azure.storage.blob.aio import BlobClient, ContainerClient
 
 from registry.blobs import (
     CHUNK,
     Blob,
-    BlobChanged,
-    BlobExists,
-    BlobNotFound,
     BlobTooLarge,
-    ContainerMissing,
     Progress,
     Retry,
-    StoreDenied,
-    StoreError,
     StoreUnavailable,
     StoreUrlError,
     check_blob_name,
     is_blob_name,
-    redact,
 )
 from registry.blobs.address import AzureAddress
+from registry.blobs.refusals import refusal_of
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
@@ -49,6 +46,8 @@ Args = TypeVarTuple("Args")
 _CONNECT_SECONDS: Final = 5.0
 _SILENCE_SECONDS: Final = 30.0
 _PAGE: Final = 5000  # the most the service lists at once
+_DIGEST: Final = "sha256"
+"""The blob metadata that holds the contents' SHA-256 in hex."""
 _CLIENT_OPTIONS: Final[dict[str, Any]] = {
     "retry_total": 0,
     "connection_timeout": _CONNECT_SECONDS,
@@ -81,13 +80,18 @@ class AzureStore:
         prefix: str = "",
         retry: Retry | None = None,
         identity: _Closable | None = None,
+        anonymous: bool = False,
         page: int = _PAGE,
     ) -> None:
-        """`prefix` is a folder's name without slashes around it; `identity` is closed with the store."""
+        """`prefix` is a folder's name without slashes around it; `identity` is closed with the store.
+
+        `anonymous` says that requests carry no credentials: then a refusal says which there could be.
+        """
         self._container = container
         self._prefix = f"{prefix}/" if prefix else ""
         self._retry = retry or Retry()
         self._identity = identity
+        self._anonymous = anonymous
         self._page = page
         # The client's own URL carries the shared access signature.
         self._url = (container.url.partition("?")[0].rstrip("/") + "/" + self._prefix).rstrip("/")
@@ -141,7 +145,9 @@ class AzureStore:
             if len(content) >= piece.total:
                 return content
 
-    async def write(self, name: str, content: bytes | AsyncIterable[bytes], *, if_none_match: bool = False) -> Blob:
+    async def write(
+        self, name: str, content: bytes | AsyncIterable[bytes], *, if_none_match: bool = False, sha256: str = ""
+    ) -> Blob:
         blob = self._blob(name)
         action = f"write {self._url}/{name}"
         # Blocks staged by somebody else under the same name must not be mistaken for these.
@@ -152,9 +158,12 @@ class AzureStore:
             staged.append(BlobBlock(f"{upload}{len(staged):06d}"))
             await self._persist(action, _stage, blob, staged[-1].id, block)
             size += len(block)
-        conditions: dict[str, Any] = {"match_condition": MatchConditions.IfMissing} if if_none_match else {}
-        answer = await self._persist(action, partial(blob.commit_block_list, staged, **conditions))
-        return Blob(name, _bare(cast(str, answer["etag"])), size, _utc(cast(datetime, answer["last_modified"])))
+        options: dict[str, Any] = {"match_condition": MatchConditions.IfMissing} if if_none_match else {}
+        if sha256:
+            options["metadata"] = {_DIGEST: sha256}
+        answer = await self._persist(action, partial(blob.commit_block_list, staged, **options))
+        written = _utc(cast(datetime, answer["last_modified"]))
+        return Blob(name, _bare(cast(str, answer["etag"])), size, written, sha256)
 
     async def aclose(self) -> None:
         await self._container.close()
@@ -173,7 +182,7 @@ class AzureStore:
         return self._container.get_blob_client(self._prefix + check_blob_name(name))
 
     async def _list_page(self, prefix: str, token: str | None) -> tuple[list[Blob], str | None]:  # type: ignore[valid-type]
-        # Metadata is asked for because accounts with real folders mark them there.
+        # Metadata is asked for because accounts with real folders mark them there, and digests are noted there.
         pages = self._container.list_blobs(
             name_starts_with=self._prefix + prefix, include=["metadata"], results_per_page=self._page
         ).by_page(continuation_token=token)
@@ -183,7 +192,8 @@ class AzureStore:
 
     def _listed(self, properties: BlobProperties) -> Blob:
         name = properties.name.removeprefix(self._prefix)
-        return Blob(name, _bare(properties.etag), properties.size, _utc(properties.last_modified))
+        noted = str((properties.metadata or {}).get(_DIGEST, ""))
+        return Blob(name, _bare(properties.etag), properties.size, _utc(properties.last_modified), noted)
 
     async def _persist(self, action: str, call: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args) -> T:
         """The call's answer. What passes by itself is tried again, up to a bound; the rest is raised at once."""
@@ -192,12 +202,14 @@ class AzureStore:
             try:
                 return await call(*args)
             except (AzureError, aiohttp.ClientError, OSError) as error:
-                refusal = refusal_of(error, action)
+                refusal = refusal_of(error, action, anonymous=self._anonymous)
             # Raised outside the handler: the SDK's error holds the request, and that the credentials.
             delay = next(delays, None)
             if delay is None or not isinstance(refusal, StoreUnavailable):
                 raise refusal
-            await anyio.sleep(delay)
+            if refusal.retry_after > self._retry.patience:
+                raise refusal
+            await anyio.sleep(max(delay, refusal.retry_after))
 
 
 def open_container(
@@ -220,7 +232,8 @@ def open_container(
                 "the Azure connection string cannot be read: expected AccountName=…;AccountKey=…;EndpointSuffix=…, "
                 "as the portal shows it"
             )
-        return AzureStore(client, prefix=address.prefix, retry=retry)
+        anonymous = client.credential is None and "?" not in client.url  # where a SAS token would be
+        return AzureStore(client, prefix=address.prefix, retry=retry, anonymous=anonymous)
     account = address.required_account()
     signature = sas_token or address.signature
     credential: Any = None
@@ -232,35 +245,7 @@ def open_container(
     elif account.startswith("https:"):  # tokens are never sent in the clear
         credential = identity = _managed_identity()
     client = ContainerClient(account, address.container, credential=credential, **_CLIENT_OPTIONS)
-    return AzureStore(client, prefix=address.prefix, retry=retry, identity=identity)
-
-
-def refusal_of(error: Exception, action: str) -> StoreError:
-    """What an error of the SDK means, as a sentence. `action` is a verb and an address without credentials."""
-    status = error.status_code if isinstance(error, HttpResponseError) else None
-    code = getattr(error, "error_code", None)
-    code = str(getattr(code, "value", code) or "")
-    if status is None and isinstance(error, ClientAuthenticationError):
-        return StoreDenied(f"cannot {action}: no valid credentials; check the account key or the identity")
-    if status is None:
-        reason = redact(str(error)).strip().partition("\n")[0] or type(error).__name__
-        return StoreUnavailable(f"cannot {action}: {reason}")
-    answer = f"the store answered {status} {code}".rstrip()
-    if status in (401, 403):
-        return StoreDenied(f"cannot {action}: {answer}; check the key, the signature's expiry and the permissions")
-    if status in (408, 429) or status >= 500:
-        return StoreUnavailable(f"cannot {action}: {answer}")
-    if code in ("ContainerNotFound", "ContainerBeingDeleted", "ContainerDisabled"):
-        return ContainerMissing(f"cannot {action}: there is no such container; create it or correct the address")
-    if status == 404:
-        return BlobNotFound(f"cannot {action}: there is no such blob")
-    if code == "BlobAlreadyExists" or (status == 412 and action.startswith("write")):
-        return BlobExists(f"cannot {action}: a blob of that name is there already and was left as it is")
-    if status == 412 or code == "InvalidBlockList":  # the blocks of one writer end with another's commit
-        return BlobChanged(f"cannot {action}: it was written again or removed meanwhile; list again")
-    if code == "BlobArchived":
-        return StoreError(f"cannot {action}: it is in the archive tier; move it to hot or cool first")
-    return StoreError(f"cannot {action}: {answer}")
+    return AzureStore(client, prefix=address.prefix, retry=retry, identity=identity, anonymous=credential is None)
 
 
 async def _download(blob: BlobClient, start: int, length: int, etag: str | None) -> _Piece:
@@ -309,6 +294,8 @@ def _managed_identity() -> Any:
         identity = importlib.import_module("azure.identity.aio")
     except ModuleNotFoundError:
         return None
+    # At each failure it tells a page about every login it looked for; the refusal says it in a sentence.
+    logging.getLogger("azure.identity").setLevel(logging.CRITICAL)
     return identity.DefaultAzureCredential()
 
 

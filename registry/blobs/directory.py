@@ -94,7 +94,14 @@ class DirectoryStore:
                 content += await self._in_thread(f"read {opened.address}", self._piece, opened, len(content))
             return content
 
-    async def write(self, name: str, content: bytes | AsyncIterable[bytes], *, if_none_match: bool = False) -> Blob:
+    async def write(
+        self,
+        name: str,
+        content: bytes | AsyncIterable[bytes],
+        *,
+        if_none_match: bool = False,
+        sha256: str = "",  # noqa: ARG002 - a file has no place for it
+    ) -> Blob:
         target = self._root / check_blob_name(name)
         draft = target.with_name(f".{uuid.uuid4().hex}.tmp")
         action = f"write {target}"

@@ -96,3 +96,14 @@ def test_without_redis_and_without_a_running_up_every_role_says_what_to_start(tm
     done = run("sink", "--state-dir", tmp_path)
     assert done.returncode == 5
     assert done.stderr.splitlines()[-1].startswith(f"nothing is running in {tmp_path}")
+
+
+def test_a_trial_without_a_place_to_listen_says_what_is_expected() -> None:
+    for words, expected in (
+        ((), "--listen unix:/path"),
+        (("--listen", "127.0.0.1:7000"), "expected unix:/path"),
+        (("--listen", "unix:/no/such/folder/trial.sock"), "expected a folder that exists"),
+    ):
+        done = run("trial", *words)
+        assert (done.returncode, "Traceback" in done.stderr) == (5, False), done.stderr
+        assert expected in done.stderr

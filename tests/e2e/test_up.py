@@ -17,6 +17,7 @@ from ingest.answer import Answer, PredictionError
 from ingest.producer import Producer
 from tests.conditions import eventually
 from tests.e2e.front_door import FrontDoor, processes_of, run, until_gone
+from tests.trial_models import runs
 
 # The first signature that people write, with a comma left out after the version.
 WITHOUT_A_COMMA = """{
@@ -188,6 +189,30 @@ def _drop_in(source: Path, target: Path, version: str) -> None:
             shutil.copy(path, target / path.name.replace("model.joblib", "model.production.joblib"))
     signature = json.loads((source / "signature.json").read_text())
     (target / "signature.json").write_text(json.dumps({**signature, "version": version, "status": "production"}))
+
+
+def test_a_version_that_ends_who_loads_it_never_comes_to_a_worker(up: FrontDoor, store: Path) -> None:
+    """Its trial takes the blow: the old version answers, by the same workers, and the next best is tried."""
+    before, live = set(processes_of(up.state)), answered(up)
+    for version, crash in (("3.0.0", "os._exit(7)"), ("4.0.0", "__import__('ctypes').string_at(0)")):
+        _drop_in(store / "credit_risk/1.1.0", store / "credit_risk" / version, version)
+        (store / "credit_risk" / version / "model.production.joblib").write_bytes(runs(f"import os; {crash}"))
+    synced = up.cli("registry", "sync")
+    exited = "it ended its process with exit code 7 while loading"
+    segfault = "it ended by signal 11 (SIGSEGV) while loading"
+    assert f"credit_risk 4.0.0: {segfault}" in synced.stdout + synced.stderr
+
+    def refused() -> dict[str, str]:
+        up.cli("registry", "sync")
+        return {row["version"]: row["problem"] for row in up.rows("registry", "list") if row["state"] == "refused"}
+
+    assert eventually(lambda: refused().get("3.0.0"), within=30) == exited
+    assert refused()["4.0.0"] == segfault
+    now = answered(up)
+    assert live is not None
+    assert now is not None
+    assert (now.version, now.outputs) == (live.version, live.outputs)
+    assert set(processes_of(up.state)) == before
 
 
 def test_sigterm_drains_and_the_next_start_goes_on_where_it_stopped(up: FrontDoor) -> None:

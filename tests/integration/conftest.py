@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
+from tests.registry_world import World, erase
 from tests.servers import RedisServer
 from tests.stage import ODD, TEXT, GatewayProcess, Stage
 
@@ -35,3 +37,13 @@ def gateway(stage: Stage) -> GatewayProcess:
 def other_gateway(stage: Stage) -> GatewayProcess:
     """A second one."""
     return stage.gateway(ODD, TEXT)
+
+
+@pytest.fixture
+def world(
+    tmp_path: Path, redis_url: str, prefix: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[World]:
+    monkeypatch.chdir(tmp_path)  # the socket's path is relative: pytest's folders are too deep for one
+    world = World(tmp_path, redis_url, prefix, redis_client)
+    yield world
+    erase(redis_client, prefix)

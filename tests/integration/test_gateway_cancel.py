@@ -20,26 +20,6 @@ from tests.stage import ODD, TIMEOUT_S, GatewayProcess, Stage, ask, failure, out
 pytestmark = pytest.mark.integration
 
 
-def test_of_300_waiting_calls_270_are_cancelled_and_the_model_sees_30(gateway: GatewayProcess, stage: Stage) -> None:
-    stage.odd.forget()
-    with stage.odd.closed():
-        held = gateway.start_predict(ask(ODD, 40.0))
-        eventually(lambda: stage.held(ODD) == 1)
-        calls = [gateway.start_predict(ask(ODD, 41.0, request_id=f"cancel-{number}")) for number in range(300)]
-        eventually(lambda: stage.waiting(ODD) == 301)
-        for call in calls[30:]:
-            call.cancel()
-        eventually(lambda: stage.waiting(ODD) == 31)
-    assert outputs(held.result()) == [{"out": 80.0}]
-    assert [outputs(call.result()) for call in calls[:30]] == [[{"out": 82.0}]] * 30
-    stage.drained(ODD)
-    assert stage.odd.saw(41.0) == 30
-    statuses = [stage.ended(ODD, f"cancel-{number}").status for number in range(300)]
-    assert statuses == [wire.OK] * 30 + [wire.CANCELLED] * 270
-    error = stage.ended(ODD, "cancel-299").response.error
-    assert (error.reason, error.code) == ("WITHDRAWN", 1)
-
-
 def test_a_call_cancelled_while_a_worker_computes_it_is_recorded_and_its_result_kept(
     gateway: GatewayProcess, stage: Stage
 ) -> None:

@@ -14,6 +14,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from contract.connection import living
 from protos import millstream_v1_pb2 as v1
 from protos import millstream_wire_v1_pb2 as wire
 from tests.conditions import eventually
@@ -87,6 +88,7 @@ def test_a_gateway_that_cant_finish_ends_in_bounded_time_and_withdraws(stage: St
 
 
 def test_results_outlive_the_gateway_that_was_asked(other_gateway: GatewayProcess, stage: Stage) -> None:
+    before = {p.name for p in living(stage.redis, stage.keys, "gateway")}
     dying = stage.gateway(ODD)
     with stage.odd.closed():
         requests = [ask(ODD, float(number), request_id=f"outlive-{number}") for number in range(100)]
@@ -96,6 +98,10 @@ def test_results_outlive_the_gateway_that_was_asked(other_gateway: GatewayProces
         assert {refused(call)[0] for call in calls} == {grpc.StatusCode.UNAVAILABLE}
     answers = [other_gateway.result(ODD, f"outlive-{number}", wait_s=10) for number in range(100)]
     assert [outputs(answer)[0]["out"] for answer in answers] == [2.0 * number for number in range(100)]
+    stage.drained(ODD)
+    assert {stage.ended(ODD, f"outlive-{number}").status for number in range(100)} == {wire.OK}
+    # Nobody took its presence away; it is gone with its time.
+    eventually(lambda: {p.name for p in living(stage.redis, stage.keys, "gateway")} <= before, within=10)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 import numpy as np
@@ -109,23 +111,50 @@ def test_many_results_can_be_asked_for_at_once(gateway: GatewayProcess) -> None:
     assert [outputs(call.result())[0]["out"] for call in calls] == [2.0 * (1000 + number) for number in range(200)]
 
 
-def test_the_same_request_on_two_gateways_at_once_is_computed_once(
+def test_the_same_request_a_hundred_times_at_once_by_every_way_is_computed_once(
     gateway: GatewayProcess, other_gateway: GatewayProcess, stage: Stage
 ) -> None:
+    """Two gateways, unary and streamed, Submit, and a producer of the bulk lane; some of them before it is computed,
+    some meanwhile."""
     stage.odd.forget()
-    before = stage.count(ODD).get("accepted", 0)
+    before = stage.count(ODD)
     request = ask(ODD, 9.0, request_id="twice-1")
-    with stage.odd.closed():
-        calls = [g.start_predict(request) for g in (gateway, other_gateway) for _ in range(20)]
-        eventually(lambda: stage.odd.saw(9.0) == 1)
-    answers = [call.result() for call in calls]
-    assert {answer.SerializeToString(deterministic=True) for answer in answers} == {
-        answers[0].SerializeToString(deterministic=True)
-    }
+    with ThreadPoolExecutor(2) as pool, stage.odd.closed():
+        held = gateway.start_predict(ask(ODD, 8.0))
+        eventually(lambda: stage.odd.saw(8.0) == 1)
+        calls = [g.start_predict(request) for g in (gateway, other_gateway) for _ in range(40)]
+        streams = [
+            pool.submit(lambda g=g: list(g.stub.PredictStream(iter([request] * 5), timeout=20)))  # type: ignore[misc]
+            for g in (gateway, other_gateway)
+        ]
+        eventually(lambda: stage.waiting(ODD) == 2)
+        submitted = [g.submit(request).duplicate for g in (gateway, other_gateway)]
+        pushed = [stage.push(ODD, {"inputs": [9.0], "request_id": "twice-1"}) for _ in range(8)]
+        assert stage.waiting(ODD) == 2 + len(pushed)
+        for other in (other_gateway.start_predict(ask(ODD, 9.5, request_id="twice-1")), *_reused(gateway)):
+            assert failure(other.exception()).reason == "REQUEST_ID_REUSED"
+    answers = [call.result() for call in calls] + [answer for stream in streams for answer in stream.result()]
+    assert len(answers) + len(submitted) + len(pushed) == 100
+    assert len({answer.SerializeToString(deterministic=True) for answer in answers}) == 1
     assert outputs(answers[0]) == [{"out": 18.0}]
-    assert (stage.odd.saw(9.0), stage.count(ODD)["accepted"] - before) == (1, 1)
-    assert stage.ended(ODD, "twice-1").status == wire.OK
+    assert outputs(held.result()) == [{"out": 16.0}]
+    assert submitted == [True, True]
     stage.drained(ODD)
+    after = stage.count(ODD)
+    assert after["accepted"] - before.get("accepted", 0) == 2
+    assert after["duplicates"] - before.get("duplicates", 0) == len(pushed)
+    assert stage.odd.saw(9.0) == 1
+    assert stage.odd.saw(9.5) == 0
+    assert stage.ended(ODD, "twice-1").status == wire.OK
+    assert gateway.result(ODD, "twice-1") == answers[0]
+
+
+def _reused(gateway: GatewayProcess) -> list[Any]:
+    """Other requests under the same id, which is known by now."""
+    return [
+        gateway.start_predict(ask(ODD, 9.0, request_id="twice-1", version="1.0.0")),
+        gateway.stub.Submit.future(ask(ODD, 10.0, request_id="twice-1"), timeout=20),
+    ]
 
 
 def test_the_same_request_later_gets_the_first_answer_by_every_way(

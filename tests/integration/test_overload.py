@@ -8,6 +8,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
@@ -269,3 +270,23 @@ def test_the_bound_is_of_the_pool_and_not_of_one_gateway(slow_stage: Stage, slow
     held.result()
     slow_stage.drained(SLOW)
     other.stop()
+
+
+@pytest.mark.xfail(reason="its first batch is measured from the beginning of the clock")
+def test_a_worker_that_begins_with_a_backlog_knows_how_fast_it_is(
+    valkey: RedisServer, prefix: str, tmp_path: Path
+) -> None:
+    """The time before its first batch is none that the batch took; or nobody would be let in any more."""
+    with Stage(tmp_path, valkey.url, prefix) as stage:
+        stage.publish_odd()
+        for number in range(300):
+            stage.push(ODD, {"inputs": [float(number)]})
+        began = time.monotonic()
+        stage.worker()
+        stage.drained(ODD)
+        seconds = time.monotonic() - began
+
+        def rate() -> float:
+            return sum(p.rows_per_s.get(ODD, 0.0) for p in living(stage.redis, stage.keys, "worker"))
+
+        assert eventually(rate) > 0.5 * 300 / seconds

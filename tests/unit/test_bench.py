@@ -19,10 +19,11 @@ from loadgen.bench.__main__ import main
 from loadgen.bench.chart import Panel, chart
 from loadgen.bench.environments import NotInstallable, environment
 from loadgen.bench.generators import GeneratorFailed, connections, parse_h2load, parse_wrk, wrk_script
+from loadgen.bench.launches import role_of
 from loadgen.bench.models import fit
 from loadgen.bench.open_inference import first_row, infer_request
 from loadgen.bench.page import charts, page, table
-from loadgen.bench.peers import PEERS, role_of
+from loadgen.bench.peers import PEERS
 from loadgen.bench.race import Plan
 from loadgen.bench.results import Cell, Results, Start
 from tests.conditions import eventually
@@ -233,6 +234,21 @@ def test_ours_is_compared_with_the_best_server_and_not_with_the_echo() -> None:
     told = page(results(), "a-name")
     # 9000 / 8000 and 11000 / 10000, round by round.
     assert "| Millstream, native engine | 64 | Mosec | 1.11 (1.10 to 1.12) | 1.00 |" in told
+
+
+def test_what_is_compiled_is_compared_with_estimators_and_with_what_is_compiled() -> None:
+    found = results()
+    found.cells = [
+        cell("millstream", 64, 100.0, model="heavy"),
+        cell("millstream-compiled", 64, 500.0, model="heavy"),
+        cell("mosec", 64, 80.0, model="heavy"),
+        cell("mosec-compiled", 64, 400.0, model="heavy"),
+    ]
+    told = page(found, "a-name")
+    assert "| Millstream, native engine | 64 | Mosec | 1.25 " in told
+    assert "| Millstream, native engine, compiled forest | 64 | Mosec | 6.25 " in told
+    assert "| Millstream, native engine, compiled forest | 64 | Mosec, compiled forest | 1.25 " in told
+    assert "| Millstream, native engine | 64 | Mosec, compiled forest |" not in told
 
 
 def test_what_processes_took_stands_beside_the_budget() -> None:
