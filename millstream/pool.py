@@ -28,11 +28,12 @@ log = structlog.get_logger()
 def workers(settings: Settings, count: int) -> list[Child]:
     """The children of a pool, `worker-1` and on."""
     environment = {**settings.environment(), "MILLSTREAM_WORKERS": "1"}
+    # A child's variables are the same in each of its lives: who takes a dead worker's place has its slot.
     return [
         Child(
             name=f"worker-{number}",
             argv=(sys.executable, "-m", "millstream", "worker", "--state-dir", str(settings.state_dir)),
-            env=environment,
+            env={**environment, "MILLSTREAM_SLOT": str(number)},
             orphan_signal=signal.SIGTERM,
         )
         for number in range(1, count + 1)

@@ -19,8 +19,8 @@ from contract.signature import parse_signature
 from contract.strict_json import StrictJsonError, parse_json
 from contract.version import MODEL_SUFFIXES, SIGNATURE_FILE, version_order
 from millstream.draft import DraftFailed, draft
-from registry.layout import tag_of
-from registry.local_version import LocalVersion, PublishRefused, files_of
+from registry.publishing.local_version import LocalVersion, PublishRefused, files_of
+from registry.watch.layout import tag_of
 
 FIRST_VERSION = "1.0.0"
 

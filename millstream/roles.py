@@ -136,7 +136,7 @@ def registry(settings: Settings) -> None:
     from millstream.trial import NoPlaceToListen, trials
     from registry.app import CannotListen, run_registry
     from registry.blobs import StoreError
-    from registry.catalogue import CatalogueUnusable
+    from registry.catalogue.catalogue import CatalogueUnusable
 
     set_up_log(settings, "registry")
     state = StateDir(settings.state_dir).create()

@@ -13,10 +13,10 @@ from datetime import timedelta
 from anyio import to_thread
 
 from contract.record import ModelRecord
-from registry.catalogue import ENDING, Catalogue
-from registry.known import Act, KnownVersion, now
-from registry.promotion import Promotion
-from registry.timeline import (
+from registry.catalogue.catalogue import ENDING, Catalogue
+from registry.catalogue.known import Act, KnownVersion, now
+from registry.promotion.promotion import Promotion
+from registry.promotion.timeline import (
     CANARY,
     CANARY_OFF,
     PIN,

@@ -21,15 +21,15 @@ from contract.keys import Keys
 from contract.presence import BEAT_S, Presence, process_name
 from contract.settings import Settings
 from protos import millstream_v1_pb2_grpc as rpc
-from registry.artifacts import ArtifactKeys, Progress
 from registry.blobs.configured import configured_store
-from registry.catalogue import Catalogue
+from registry.catalogue.catalogue import Catalogue
 from registry.listing import refused_versions
-from registry.poll import Look, StoreWatch
-from registry.promotion import Promotion
-from registry.publishers import Publishers
+from registry.promotion.promotion import Promotion
 from registry.service import RegistryService
 from registry.trial import Trial
+from registry.watch.artifacts import ArtifactKeys, Progress
+from registry.watch.poll import Look, StoreWatch
+from registry.watch.publishers import Publishers
 
 _TICK_S = 1.0
 _QUICK_TICK_S = 0.1

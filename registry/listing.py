@@ -9,10 +9,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from contract.record import LIVE, LOADING, ModelRecord, Routing
 from protos import millstream_v1_pb2 as v1
-from registry.canary import CanaryCounts
-from registry.catalogue import Catalogue
-from registry.known import KnownVersion, Place, VersionKey
-from registry.timeline import PRODUCTION, RETIRE, TAGS, Statement, Wanted, is_asked_for
+from registry.catalogue.catalogue import Catalogue
+from registry.catalogue.known import KnownVersion, Place, VersionKey
+from registry.promotion.canary import CanaryCounts
+from registry.promotion.timeline import PRODUCTION, RETIRE, TAGS, Statement, Wanted, is_asked_for
 
 ROLES = TAGS[:3]
 """Tags that ask for something."""

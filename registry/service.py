@@ -16,10 +16,10 @@ from redis.exceptions import RedisError
 from protos import millstream_v1_pb2 as v1
 from protos import millstream_v1_pb2_grpc as rpc
 from registry.acts import ActRefused, Acts, Done, NotKnown
-from registry.catalogue import Catalogue
+from registry.catalogue.catalogue import Catalogue
 from registry.listing import listed_versions, routing_of, timestamp
-from registry.poll import Look, StoreWatch
-from registry.promotion import Promotion
+from registry.promotion.promotion import Promotion
+from registry.watch.poll import Look, StoreWatch
 
 _log = structlog.get_logger()
 

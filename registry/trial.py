@@ -21,7 +21,7 @@ from anyio.abc import ByteStream, Process, UNIXSocketStream
 
 from contract.record import Artifact
 from contract.trial import IDLE_S, LENGTH, MAX_VERDICT_BYTES, TrialFile, TrialHeader, Verdict, in_words
-from registry.artifacts import ArtifactKeys
+from registry.watch.artifacts import ArtifactKeys
 
 START_S = 60.0
 """For the warden to start and to take a request whole, in pieces that may each take as long."""

@@ -18,8 +18,8 @@ from millstream.cli.screen import Screen
 if TYPE_CHECKING:
     from contract.settings import Settings
     from millstream.publish import Prepared, Wishes
-    from registry.local_version import LocalVersion
-    from registry.publishing import Progress, Published
+    from registry.publishing.local_version import LocalVersion
+    from registry.publishing.upload import Progress, Published
 
 _DRAFT, _STORE = "The draft of a signature", "Where"
 _STATUSES = ("production", "canary", "shadow", "staging", "retired")
@@ -107,7 +107,7 @@ def publish(
     from millstream.cli.roles import settings_of
     from millstream.publish import Wishes
     from registry.blobs import ContainerMissing, StoreError, StoreUnavailable, StoreUrlError
-    from registry.local_version import PublishRefused
+    from registry.publishing.local_version import PublishRefused
 
     screen = Screen(as_json=as_json, quiet=quiet)
     settings = settings_of(store_url=store or None, state_dir=state_dir)
@@ -157,8 +157,8 @@ class _Command:
         from contract.trust import KeyUnusable, publisher_key, publisher_text
         from millstream.publish import prepare
         from registry.blobs.configured import configured_store
-        from registry.publishing import publish as put
-        from registry.publishing import published_versions
+        from registry.publishing.upload import publish as put
+        from registry.publishing.upload import published_versions
 
         try:
             key = publisher_key(self._key) if self._key else None

@@ -26,8 +26,8 @@ from registry.blobs import (
     StoreUrlError,
     open_store,
 )
-from registry.local_version import LocalVersion
-from registry.publishing import publish
+from registry.publishing.local_version import LocalVersion
+from registry.publishing.upload import publish
 from tests.azure_proxy import Answer, AzureProxy
 from tests.servers import LOOPBACK, Azurite, free_port
 

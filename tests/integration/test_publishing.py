@@ -14,9 +14,9 @@ from azure.storage.blob.aio import ContainerClient
 
 from contract.trust import check_endorsed, new_publisher_key, publisher_key
 from registry.blobs import Blob, BlobStore, StoreUnavailable, open_store
-from registry.layout import find_versions
-from registry.local_version import LocalVersion, PublishRefused, files_of
-from registry.publishing import Published, publish, published_versions
+from registry.publishing.local_version import LocalVersion, PublishRefused, files_of
+from registry.publishing.upload import Published, publish, published_versions
+from registry.watch.layout import find_versions
 from tests.servers import Azurite
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]

@@ -19,7 +19,7 @@ from contract.settings import Settings
 from protos import millstream_v1_pb2 as v1
 from protos import millstream_v1_pb2_grpc as rpc
 from registry.app import CannotListen, run_registry
-from registry.catalogue import CatalogueUnusable
+from registry.catalogue.catalogue import CatalogueUnusable
 from tests.conditions import eventually_async
 from tests.publishing import put
 from tests.registry_world import World, says, signature

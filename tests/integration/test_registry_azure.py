@@ -16,8 +16,8 @@ from azure.storage.blob.aio import ContainerClient
 
 from contract.version import MODEL_SUFFIXES
 from registry.blobs import Blob, open_store
-from registry.local_version import LocalVersion
-from registry.publishing import publish
+from registry.publishing.local_version import LocalVersion
+from registry.publishing.upload import publish
 from tests.azure_proxy import Answer, AzureProxy
 from tests.conditions import eventually_async
 from tests.registry_run import RegistryRun

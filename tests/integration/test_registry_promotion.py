@@ -24,15 +24,15 @@ from contract.record import LIVE, LOADING, RETIRING, ModelRecord
 from contract.signature import parse_signature
 from contract.trial import Verdict
 from registry.acts import Acts
-from registry.artifacts import ArtifactKeys
 from registry.blobs import BlobChanged
 from registry.blobs.directory import DirectoryStore
-from registry.catalogue import Catalogue, CatalogueUnusable
-from registry.poll import StoreWatch
-from registry.promotion import Promotion
-from registry.records import Records
-from registry.timeline import wanted
+from registry.catalogue.catalogue import Catalogue, CatalogueUnusable
+from registry.promotion.promotion import Promotion
+from registry.promotion.records import Records
+from registry.promotion.timeline import wanted
 from registry.trial import OnTrial, Trial, TrialUnavailable
+from registry.watch.artifacts import ArtifactKeys
+from registry.watch.poll import StoreWatch
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
 

@@ -14,8 +14,8 @@ from contract.trial import Verdict
 from contract.trust import KeyUnusable, endorse, new_publisher_key, publisher_key
 from protos import millstream_v1_pb2 as v1
 from registry.blobs.directory import DirectoryStore
-from registry.local_version import LocalVersion, files_of
-from registry.publishing import publish
+from registry.publishing.local_version import LocalVersion, files_of
+from registry.publishing.upload import publish
 from registry.trial import OnTrial
 from tests.registry_run import RegistryRun
 

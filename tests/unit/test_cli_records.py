@@ -61,7 +61,8 @@ class Records(v1_grpc.EventLogServicer, v1_grpc.RegistryServicer):
 
     def Count(self, request: v1.EventQuery, context: Any) -> v1.EventCount:
         self.asked = request
-        return v1.EventCount(events=3, distinct_requests=2, by_status={"OK": 3}, by_model={"churn": 3})
+        alarms = {"churn": "its stream is another one"}
+        return v1.EventCount(events=3, distinct_requests=2, by_status={"OK": 3}, by_model={"churn": 3}, alarms=alarms)
 
     def ListVersions(self, request: v1.ListVersionsRequest, context: Any) -> v1.ListVersionsResponse:
         self.asked = request
@@ -167,8 +168,12 @@ def test_what_the_log_refuses_ends_with_3(records: Records) -> None:
 
 def test_events_are_counted(records: Records) -> None:
     (counted,) = _lines(_run(records, "events", "count", "--json"))
-    assert counted == {"events": 3, "distinct_requests": 2, "by_model": {"churn": 3}, "by_status": {"OK": 3}}
-    assert "different requests" in _run(records, "events", "count").stdout
+    alarms = {"churn": "its stream is another one"}
+    numbers = {"events": 3, "distinct_requests": 2, "by_model": {"churn": 3}, "by_status": {"OK": 3}}
+    assert counted == {**numbers, "alarms": alarms}
+    shown = _run(records, "events", "count")
+    assert "different requests" in shown.stdout
+    assert "churn is not recorded: its stream is another one" in shown.stderr
 
 
 def test_following_shows_events_as_they_come(records: Records) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from contract.signature import Signature, parse_signature
 from registry.blobs import Blob
-from registry.layout import FoundVersion, find_versions, tag_of
+from registry.watch.layout import FoundVersion, find_versions, tag_of
 
 
 def found(*names: str) -> dict[str, FoundVersion]:

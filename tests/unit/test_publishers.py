@@ -28,8 +28,8 @@ from contract.trust import (
 )
 from millstream.publish import guess, next_version
 from registry.blobs import Blob
-from registry.layout import find_versions
-from registry.publishers import Publishers
+from registry.watch.layout import find_versions
+from registry.watch.publishers import Publishers
 
 KEY, OTHER = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
 PUBLIC = KEY.public_key()
@@ -128,7 +128,7 @@ def test_publishers_are_listed_in_the_setting_or_in_a_file(tmp_path: Path) -> No
     assert [publisher_text(key) for key in publisher_keys(listed)] == [other, TEXT, other]
 
 
-@pytest.mark.parametrize("entry", ["ed25519:AAAA", "ed25519:", f"{TEXT}!", "/absent/publishers", "\0"])
+@pytest.mark.parametrize("entry", ["ed25519:AAAA", "ed25519:", f"{TEXT}!", "/absent/publishers", "\0"], ids=range(5))
 def test_an_entry_that_is_no_key_and_no_file_is_refused(entry: str) -> None:
     with pytest.raises(KeyUnusable, match=r"no publisher's key|neither a publisher's key"):
         publisher_keys([entry])

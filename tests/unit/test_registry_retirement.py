@@ -8,10 +8,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from contract.presence import Presence
-from registry.canary import LEAST_REQUESTS, CanaryCounts, Tally
-from registry.known import KnownVersion
-from registry.retirement import Lane, Retirement, seen_by_all
-from registry.timeline import Claim, Statement
+from registry.catalogue.known import KnownVersion
+from registry.promotion.canary import LEAST_REQUESTS, CanaryCounts, Tally
+from registry.promotion.retirement import Lane, Retirement, seen_by_all
+from registry.promotion.timeline import Claim, Statement
 
 EMPTY = Lane()
 

@@ -11,8 +11,8 @@ import pytest
 from contract.presence import Presence
 from contract.record import LIVE, LOADING, RETIRING, ModelRecord, Routing, Version
 from protos import millstream_wire_v1_pb2 as wire
-from registry.known import KnownVersion
-from registry.switching import (
+from registry.catalogue.known import KnownVersion
+from registry.promotion.switching import (
     Load,
     Refuse,
     Switch,
@@ -24,7 +24,7 @@ from registry.switching import (
     with_live,
     withdrawn,
 )
-from registry.timeline import Claim, Statement, Wanted
+from registry.promotion.timeline import Claim, Statement, Wanted
 
 
 def known(version: str, *, digest: str = "", **other: str) -> KnownVersion:

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from registry.known import KnownVersion
-from registry.timeline import RETIRE, Statement, Wanted, answered_before, wanted
+from registry.catalogue.known import KnownVersion
+from registry.promotion.timeline import RETIRE, Statement, Wanted, answered_before, wanted
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -16,10 +16,10 @@ from google.protobuf.message import DecodeError
 
 from contract.record import ModelRecord, Version
 from contract.signature import SignatureError
-from registry.catalogue import Catalogue
-from registry.known import Act, KnownVersion, StoredArtifact, now
-from registry.timeline import ADOPT, CANARY, SHADOW, Statement, micros
-from registry.transitions import transitions
+from registry.catalogue.catalogue import Catalogue
+from registry.catalogue.known import Act, KnownVersion, StoredArtifact, now
+from registry.promotion.timeline import ADOPT, CANARY, SHADOW, Statement, micros
+from registry.promotion.transitions import transitions
 
 
 async def adopt(record: ModelRecord, catalogue: Catalogue) -> datetime | None:

@@ -21,22 +21,22 @@ import structlog
 from anyio import to_thread
 
 from contract.version import version_digest
-from registry.artifacts import ArtifactKeys, Progress, Spooled, spool
 from registry.blobs import (
     Blob,
     BlobStore,
     StoreError,
     StoreUnavailable,
 )
-from registry.catalogue import Catalogue
-from registry.drafts import Draft, DraftRefused, read_draft, stronger
-from registry.findings import Findings
-from registry.known import KnownVersion, Place, StoredArtifact, now, rank
-from registry.layout import FoundVersion, find_versions
-from registry.publishers import Publishers
-from registry.supply import Supply
-from registry.timeline import TAGS, Statement, wanted
+from registry.catalogue.catalogue import Catalogue
+from registry.catalogue.known import KnownVersion, Place, StoredArtifact, now, rank
+from registry.promotion.timeline import TAGS, Statement, wanted
 from registry.trial import Trial
+from registry.watch.artifacts import ArtifactKeys, Progress, Spooled, spool
+from registry.watch.drafts import Draft, DraftRefused, read_draft, stronger
+from registry.watch.findings import Findings
+from registry.watch.layout import FoundVersion, find_versions
+from registry.watch.publishers import Publishers
+from registry.watch.supply import Supply
 
 _log = structlog.get_logger()
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from registry.known import KnownVersion, Rank
+from registry.catalogue.known import KnownVersion, Rank
 
 PRODUCTION, CANARY, SHADOW, STAGING, RETIRED = TAGS = ("production", "canary", "shadow", "staging", "retired")
 """What a tag may say, the strongest first."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from contract.presence import Presence
-from registry.timeline import Claim
+from registry.promotion.timeline import Claim
 
 LEAST_REQUESTS = 20
 """Of fewer requests no share is taken."""

@@ -10,12 +10,12 @@ from pathlib import Path
 from anyio import to_thread
 from redis.exceptions import ResponseError
 
-from registry.artifacts import ArtifactKeys, Progress, Spooled, spool
 from registry.blobs import Blob, BlobChanged, BlobStore, StoreError
-from registry.catalogue import Catalogue
-from registry.findings import Findings
-from registry.known import KnownVersion, VersionKey
+from registry.catalogue.catalogue import Catalogue
+from registry.catalogue.known import KnownVersion, VersionKey
 from registry.trial import Trial, on_trial, told
+from registry.watch.artifacts import ArtifactKeys, Progress, Spooled, spool
+from registry.watch.findings import Findings
 
 
 class Supply:

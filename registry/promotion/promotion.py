@@ -21,17 +21,14 @@ from contract.connection import living_async
 from contract.keys import Keys
 from contract.presence import BEAT_S, Presence
 from contract.record import LOADING, RETIRING, ModelRecord, Version
-from registry.adoption import adopt
-from registry.artifacts import ArtifactKeys
-from registry.canary import CanaryCounts
-from registry.catalogue import Catalogue
-from registry.known import Act, KnownVersion, VersionKey, now
-from registry.poll import StoreWatch
-from registry.records import Records
-from registry.repair import Repair
-from registry.retirement import Retirements
-from registry.sweep import Sweep
-from registry.switching import (
+from registry.catalogue.catalogue import Catalogue
+from registry.catalogue.known import Act, KnownVersion, VersionKey, now
+from registry.promotion.adoption import adopt
+from registry.promotion.canary import CanaryCounts
+from registry.promotion.records import Records
+from registry.promotion.repair import Repair
+from registry.promotion.retirement import Retirements
+from registry.promotion.switching import (
     Load,
     Refuse,
     Switch,
@@ -45,8 +42,11 @@ from registry.switching import (
     with_live,
     withdrawn,
 )
-from registry.timeline import Statement, Wanted, wanted
-from registry.transitions import transitions
+from registry.promotion.timeline import Statement, Wanted, wanted
+from registry.promotion.transitions import transitions
+from registry.watch.artifacts import ArtifactKeys
+from registry.watch.poll import StoreWatch
+from registry.watch.sweep import Sweep
 
 RETIRE_AFTER_S = 60.0
 """A version that was replaced stays in memory for so long at least: the way back is short then."""

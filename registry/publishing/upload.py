@@ -30,7 +30,7 @@ from registry.blobs import (
     BlobTooLarge,
     check_blob_name,
 )
-from registry.local_version import ENDORSEMENT_FILE, LocalFile, LocalVersion, PublishRefused
+from registry.publishing.local_version import ENDORSEMENT_FILE, LocalFile, LocalVersion, PublishRefused
 
 Progress = Callable[[str, int, int], None]
 """Called with (file name, bytes sent so far, size in bytes) while a file is sent."""

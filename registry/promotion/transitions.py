@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from contract.record import LOADING, RETIRING, ModelRecord
-from registry.known import Act
-from registry.timeline import Wanted
+from registry.catalogue.known import Act
+from registry.promotion.timeline import Wanted
 
 
 def transitions(before: ModelRecord | None, after: ModelRecord, wanted: Wanted | None, at: datetime) -> list[Act]:

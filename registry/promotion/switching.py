@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 from contract.presence import Presence
 from contract.record import LIVE, LOADING, RETIRING, ModelRecord, Routing, Version
-from registry.known import KnownVersion
-from registry.timeline import Claim, Wanted
+from registry.catalogue.known import KnownVersion
+from registry.promotion.timeline import Claim, Wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +113,7 @@ def beside_veto(record: ModelRecord, version: Version, workers: Sequence[Presenc
 
 def serves(worker: Presence, model_id: str) -> bool:
     """Whether a worker loads the versions of a model at all; one that does not say serves every model."""
-    models: Sequence[str] = getattr(worker, "models", ())
-    return not models or model_id in models
+    return worker.serves(model_id)
 
 
 def loading(record: ModelRecord | None, version: Version) -> ModelRecord:

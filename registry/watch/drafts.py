@@ -11,9 +11,9 @@ from anyio import to_thread
 from contract.signature import MAX_BYTES, Signature, SignatureError, parse_signature
 from contract.version import ArtifactsError, Roles
 from registry.blobs import Blob, BlobStore, BlobTooLarge
-from registry.known import VersionKey
-from registry.layout import FoundVersion
-from registry.timeline import TAGS
+from registry.catalogue.known import VersionKey
+from registry.promotion.timeline import TAGS
+from registry.watch.layout import FoundVersion
 
 
 class DraftRefused(Exception):

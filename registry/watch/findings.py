@@ -11,12 +11,12 @@ from anyio import to_thread
 
 from contract.signature import Signature
 from registry.blobs import BlobChanged, BlobNotFound, ContainerMissing, StoreError, StoreUnavailable
-from registry.catalogue import Catalogue
-from registry.drafts import stronger
-from registry.known import Act, KnownVersion, Place, now
-from registry.layout import FoundVersion
-from registry.timeline import Statement
+from registry.catalogue.catalogue import Catalogue
+from registry.catalogue.known import Act, KnownVersion, Place, now
+from registry.promotion.timeline import Statement
 from registry.trial import TrialUnavailable
+from registry.watch.drafts import stronger
+from registry.watch.layout import FoundVersion
 
 _log = structlog.get_logger()
 

@@ -23,7 +23,7 @@ from anyio import to_thread
 from contract.keys import Keys
 from contract.record import Artifact, Version
 from registry.blobs import Blob, BlobStore
-from registry.known import KnownVersion
+from registry.catalogue.known import KnownVersion
 
 Progress = Callable[[str, int, int], None]
 """Called with (blob name, bytes so far, size in bytes) while an artifact is downloaded."""

@@ -19,8 +19,8 @@ from redis.exceptions import WatchError
 from contract import trust
 from contract.keys import Keys
 from contract.record import ModelRecord
-from registry.catalogue import Catalogue
-from registry.known import Act
+from registry.catalogue.catalogue import Catalogue
+from registry.catalogue.known import Act
 
 _log = structlog.get_logger()
 

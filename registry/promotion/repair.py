@@ -8,11 +8,11 @@ from google.protobuf.message import DecodeError
 
 from contract.record import RETIRING, ModelRecord, Routing, Version
 from contract.signature import SignatureError
-from registry.artifacts import ArtifactKeys
-from registry.catalogue import Catalogue
-from registry.known import Act, now
-from registry.records import Records
-from registry.supply import Supply
+from registry.catalogue.catalogue import Catalogue
+from registry.catalogue.known import Act, now
+from registry.promotion.records import Records
+from registry.watch.artifacts import ArtifactKeys
+from registry.watch.supply import Supply
 
 
 class Repair:

@@ -16,9 +16,9 @@ from typing import Any
 
 import duckdb
 
-from registry.known import Act, KnownVersion, Place, StoredArtifact, VersionKey
-from registry.tables import prepare
-from registry.timeline import CANARY_OFF, RETIRE, SHADOW_OFF, UNPIN, Statement
+from registry.catalogue.known import Act, KnownVersion, Place, StoredArtifact, VersionKey
+from registry.catalogue.tables import prepare
+from registry.promotion.timeline import CANARY_OFF, RETIRE, SHADOW_OFF, UNPIN, Statement
 
 ENDING = frozenset({RETIRE, UNPIN, CANARY_OFF, SHADOW_OFF})
 """Acts that ask for nothing to be loaded."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from contract.record import ModelRecord
-from registry.artifacts import ArtifactKeys
-from registry.catalogue import Catalogue
-from registry.known import KnownVersion, VersionKey
-from registry.supply import Supply
-from registry.timeline import Wanted
+from registry.catalogue.catalogue import Catalogue
+from registry.catalogue.known import KnownVersion, VersionKey
+from registry.promotion.timeline import Wanted
+from registry.watch.artifacts import ArtifactKeys
+from registry.watch.supply import Supply
 
 
 class Sweep:

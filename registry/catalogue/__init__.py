@@ -1,0 +1,1 @@
+"""Every version that was ever found, in DuckDB."""

@@ -1,0 +1,1 @@
+"""The blob store, watched: what stands in it, which versions that is, and their bytes on the way into Redis."""
