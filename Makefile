@@ -3,12 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off
 SOURCES := protos contract ingest gateway consumers registry loadgen millstream tests
+# Two at a time, each with servers of its own; what kills and counts has the machine to itself.
+BOTH := --numprocesses 2 --dist loadfile
 UV := uv==0.13.9
 COMPILE = .tools/lock/bin/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header --no-annotate --no-strip-extras --group build pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit soak check fmt proto lock clean
+.PHONY: help demo test unit soak bench check fmt proto lock clean
 .DELETE_ON_ERROR:
 
 help:  ## Show this list
@@ -18,13 +20,17 @@ demo: .venv/runtime.stamp  ## Start everything on this machine and show a predic
 	$(BIN)/millstream demo
 
 test: .venv/dev.stamp  ## Run all tests; those whose servers are missing are skipped, in CI they fail
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests/unit tests/properties tests/integration $(BOTH)
+	$(BIN)/python -m pytest tests/e2e tests/faults
 
 unit: .venv/dev.stamp  ## Run the tests that need no server, in under a minute
-	$(BIN)/python -m pytest tests/unit tests/properties -m "not slow and not integration"
+	$(BIN)/python -m pytest tests/unit tests/properties -m "not slow and not integration" $(BOTH)
 
 soak: .venv/dev.stamp  ## Kill everything again and again under load for MINUTES=10, count, and write docs/soak.md
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),10)
+
+bench: .venv/runtime.stamp  ## Measure Millstream beside other servers, into docs/benchmarks; ARGS=--help tells more
+	$(BIN)/python -m loadgen.bench $(ARGS)
 
 check: .venv/dev.stamp  ## Lint, formatting, types, import rules, generated code, docs against code
 	$(BIN)/ruff check $(SOURCES)

@@ -13,6 +13,8 @@ import orjson
 
 from contract.keys import Keys
 
+ALL = ""
+"""In place of a model's id."""
 TTL_S = 5
 BEAT_S = 1.0
 
@@ -46,12 +48,20 @@ class Presence:
     pid: int = 0
     models: tuple[str, ...] = ()
     """The models a worker was told to serve; empty: all."""
+    left: tuple[str, ...] = ()
+    """Models that it leaves to others of its pool, since one of their versions is too big for its slot; not read."""
     served: Mapping[str, float] = field(default_factory=dict)
     """model_id -> rows/s that a worker completed over the last seconds."""
     outcomes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Hex version digest -> requests that this worker completed with it, and how many of them the model failed."""
+    shadowed: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """model_id -> copies of requests that this worker computed on the shadow, and those that it dropped."""
     alarm: Mapping[str, str] = field(default_factory=dict)
-    """model_id -> why the sink records nothing of it any more, and what to do."""
+    """model_id -> why the sink records nothing of it any more, and what to do; ALL -> what troubles all of it."""
+
+    def serves(self, model_id: str) -> bool:
+        """Whether a worker loads a model's versions and reads its lanes, as far as it shows."""
+        return model_id not in self.left and (not self.models or model_id in self.models)
 
     def beat(self, keys: Keys) -> list[tuple[str | bytes | int | float, ...]]:
         """The Redis commands that renew it."""
@@ -65,8 +75,10 @@ class Presence:
                 "rough": list(self.rough),
                 "pid": self.pid,
                 "models": list(self.models),
+                "left": list(self.left),
                 "served": dict(self.served),
                 "outcomes": dict(self.outcomes),
+                "shadowed": dict(self.shadowed),
                 "alarm": dict(self.alarm),
             }
         )
@@ -96,7 +108,9 @@ class Presence:
             rough=tuple(body["rough"]),
             pid=body["pid"],
             models=tuple(body["models"]),
+            left=tuple(body.get("left", ())),
             served=body.get("served", {}),
             outcomes={digest: (counts[0], counts[1]) for digest, counts in body.get("outcomes", {}).items()},
+            shadowed={model_id: (counts[0], counts[1]) for model_id, counts in body.get("shadowed", {}).items()},
             alarm=body.get("alarm", {}),
         )

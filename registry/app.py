@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from contract import trust
 from contract.connection import connect_async, show_async
 from contract.keys import Keys
-from contract.presence import BEAT_S, Presence, process_name
+from contract.presence import ALL, BEAT_S, Presence, process_name
 from contract.settings import Settings
 from protos import millstream_v1_pb2_grpc as rpc
 from registry.blobs.configured import configured_store
@@ -91,7 +91,7 @@ async def run_registry(
         stack.push_async_callback(server.stop, 1.0)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(rounds.run)
-            tasks.start_soon(_beat, client, keys, catalogue)
+            tasks.start_soon(_beat, client, keys, catalogue, watch)
             await stop.wait()
             tasks.cancel_scope.cancel()
 
@@ -224,7 +224,7 @@ class _Rounds:
         self._failing = said
 
 
-async def _beat(client: redis.asyncio.Redis, keys: Keys, catalogue: Catalogue) -> None:
+async def _beat(client: redis.asyncio.Redis, keys: Keys, catalogue: Catalogue, watch: StoreWatch) -> None:
     """Shows this process as living, and what it refused though it should be in service; takes that back at its end."""
     presence = Presence("registry", process_name(), pid=os.getpid())
     try:
@@ -232,7 +232,9 @@ async def _beat(client: redis.asyncio.Redis, keys: Keys, catalogue: Catalogue) -
             with suppress(RedisError, OSError):  # the loops say so
                 revision = int(await client.get(keys.catalog_revision) or 0)
                 failed = refused_versions(catalogue)
-                await show_async(client, replace(presence, revision=revision, failed=failed).beat(keys))
+                alarm = {ALL: f"the store: {watch.problem}"} if watch.problem else {}
+                shown = replace(presence, revision=revision, failed=failed, alarm=alarm)
+                await show_async(client, shown.beat(keys))
             await anyio.sleep(BEAT_S)
     finally:
         with anyio.move_on_after(1.0, shield=True):

@@ -244,6 +244,8 @@ def _waited(ages: Iterable[float | None]) -> str:
 
 
 def _show(screen: Screen, health: str, addresses: dict[str, str], seen: Seen) -> None:
+    from contract.presence import ALL
+
     parts = [(part, addresses[part] or "", health if part == GATEWAY else "") for part in addresses]
     screen.table(("part", "address", "health"), parts)
     if not addresses[REDIS]:
@@ -284,5 +286,8 @@ def _show(screen: Screen, health: str, addresses: dict[str, str], seen: Seen) ->
     for model in seen.models:
         if model.alarm:
             screen.note(f"alarm: the event log does not record {model.model_id}: {model.alarm}")
+    for each in seen.processes:
+        if ALL in each.alarm:
+            screen.note(f"alarm: {each.role}: {each.alarm[ALL]}")
     if not any(each.role == "worker" for each in seen.processes):
         screen.note("no worker is alive: nothing will be answered")

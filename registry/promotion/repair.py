@@ -32,7 +32,7 @@ class Repair:
         except (DecodeError, SignatureError):
             return False
         live = last.live
-        if live is None:
+        if live is None or live.digest.hex() in self._supply.unsigned:
             return False
         artifacts = self._artifacts.chunked(live)
         if not await self._artifacts.present(artifacts):

@@ -10,17 +10,18 @@ from typing import Any
 import anyio
 import grpc
 import pytest
+from anyio import to_thread
 
 from contract import trust
-from contract.connection import show
-from contract.presence import Presence
+from contract.connection import living, show
+from contract.presence import ALL, Presence
 from contract.record import LIVE, LOADING, RETIRING, ModelRecord, Routing
 from contract.settings import Settings
 from protos import millstream_v1_pb2 as v1
 from protos import millstream_v1_pb2_grpc as rpc
 from registry.app import CannotListen, run_registry
 from registry.catalogue.catalogue import CatalogueUnusable
-from tests.conditions import eventually_async
+from tests.conditions import eventually, eventually_async
 from tests.publishing import put
 from tests.registry_world import World, says, signature
 from tests.servers import Azurite, RedisServer
@@ -345,6 +346,12 @@ async def test_while_the_store_is_away_serving_goes_on_and_the_problem_is_told(w
         listing = await world.calls.ListVersions(v1.ListVersionsRequest())
         assert listing.store_problem == problem
         assert [row.state for row in listing.versions] == ["live"]
+
+        def shown() -> bool:
+            [registry] = living(world.client, world.keys, "registry")
+            return registry.alarm == {ALL: f"the store: {problem}"}
+
+        await to_thread.run_sync(lambda: eventually(shown, within=10))
     async with world.registry(), world.workers("a"):  # ready from what Redis holds
         assert world.record() == live
         away.rename(world.store)

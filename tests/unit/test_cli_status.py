@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from contract.connection import ensure_groups, show
 from contract.keys import Keys
-from contract.presence import Presence
+from contract.presence import ALL, Presence
 from millstream.cli import app
 from protos import millstream_wire_v1_pb2 as wire
 
@@ -47,6 +47,7 @@ def keys(redis_client: redis.Redis, prefix: str) -> Keys:
         )  # fmt: skip
         show(redis_client, worker.beat(keys))
     show(redis_client, Presence("sink", "s", alarm={"credit_risk": ALARM}).beat(keys))
+    show(redis_client, Presence("registry", "r", alarm={ALL: "the store: away (since noon)"}).beat(keys))
     return keys
 
 
@@ -70,3 +71,4 @@ def test_a_terminal_of_a_hundred_columns_holds_it(keys: Keys, redis_url: str, mo
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in shown.stdout.splitlines()]
     assert ["credit_risk", "2026.11.23-rc1", "123457", "2", "1", "1", "2 h", "22222", "1", "0"] in rows
     assert f"the event log does not record credit_risk: {ALARM}" in shown.stderr
+    assert "alarm: registry: the store: away (since noon)" in shown.stderr
