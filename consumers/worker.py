@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -27,17 +28,20 @@ from consumers.memory import has_room
 from consumers.model import LoadedModel, PredictFailed
 from consumers.pace import Paces
 from consumers.runtime import runtime
+from consumers.shadow import Shadow
 from consumers.shelf import Shelf
+from consumers.slot import Slot
 from consumers.tally import Tally
 from consumers.work import Work, answered, parts, rows_of_entries
 from contract.catalog import Catalog
 from contract.clock import now_us
 from contract.completion import BULK, Item
-from contract.connection import LOST, connect
+from contract.connection import LOST, Argument, connect, run
 from contract.errors import Reason, Refused
 from contract.keys import Keys
 from contract.line import Line
 from contract.presence import process_name
+from contract.scripts import EVEN_FULL
 from contract.settings import Settings
 from contract.trust import public_key
 from protos import millstream_wire_v1_pb2 as wire
@@ -67,11 +71,18 @@ class Worker:
         self._lanes.room = self._paces.room
         self._leases = Leases(self._keys, settings, self.name)
         self._lone = LoneAttempts(self._line, self._keys, settings, self.name)
+        self._slot = Slot.of(settings)
         self._shelf = Shelf(
-            self._load_client, self._keys, self._catalog, settings.models, compiles=settings.compile_models
+            self._load_client,
+            self._keys,
+            self._catalog,
+            settings.models,
+            compiles=settings.compile_models,
+            slot=self._slot,
         )
         self._intake = Intake(self._line, self._keys, settings, self._catalog, hydrate)
         self._exits = Exits(self._line, self._keys, self._leases, self.name, lambda: self._stop.is_set())
+        self._shadow = Shadow(self._line, self._keys, settings, self._catalog, self._shelf, self._exits, self.name)
         self._heartbeat = Heartbeat(
             self._beat_client,
             self._keys,
@@ -82,7 +93,10 @@ class Worker:
             lanes=self._lanes,
             paces=self._paces,
             tally=self._tally,
+            shadow=self._shadow,
         )
+        self._lent_runtime_id = ""
+        """Where it computes with the threads of a big model."""
         self._began = 0.0
         """When the work began that the next predict call is a part of: checking and completing count too, and reading
         where something waited already, since that is the pace at which a backlog goes."""
@@ -102,11 +116,15 @@ class Worker:
         self._stop = stop
         self._heartbeat.on_beat = on_beat
         self._until_reached(self._shelf.refresh)
-        known = runtime()
-        self._exits.runtime_id = known.runtime_id
-        self._until_reached(lambda: self._load_client.hset(self._keys.runtimes, known.runtime_id, known.body))
+        self._until_reached(lambda: self._shadow.tidy(self._load_client))
+        known, lent = runtime(), runtime(self._slot.big_threads)
+        self._exits.runtime_id, self._lent_runtime_id = known.runtime_id, lent.runtime_id
+        for each in (known, lent):
+            runtimes = self._keys.runtimes
+            shown: list[Argument] = ["HSET", runtimes, each.runtime_id, each.body]
+            self._until_reached(partial(run, self._load_client, EVEN_FULL, [runtimes], shown))
         beat = threading.Thread(target=self._heartbeat.beat_until, args=(self._ended,), name="heartbeat", daemon=True)
-        followed = (stop, self._heartbeat.show)
+        followed = (stop, self._catalogue_changed)
         load = threading.Thread(target=self._shelf.follow, args=followed, name="loader", daemon=True)
         beat.start()
         load.start()
@@ -127,7 +145,7 @@ class Worker:
             self._ended.set()
             for thread in (beat, load):
                 thread.join(timeout=2.0)
-            while not self._leave(in_order=in_order) and in_order and self._lone.owes:
+            while not self._leave(in_order=in_order) and in_order and (self._lone.owes or self._shadow.owes):
                 # Until Redis is back, or the time for stopping is over: a name left behind would count as a crash.
                 self._left.wait(0.2)
             self._left.set()
@@ -137,6 +155,7 @@ class Worker:
 
     def _work_forever(self) -> None:
         pause, retry, more = 0.05, False, False
+        self._began = time.perf_counter()
         while not self._stop.is_set():
             batches: list[Batch] = []
             try:
@@ -147,11 +166,15 @@ class Worker:
                     batches = self._lone.look(self._shelf.ready)
                     more = bool(batches)
                 # Where one was found there may be more, which a read that waits would hold up.
-                batches = batches or self._lanes.read(wait=not more)
+                batches = batches or self._lanes.read(wait=not more and not self._shadow.waiting)
                 if self._lanes.waited:
                     self._began = time.perf_counter()
                 if not batches and not self._shelf.ready:
                     self._stop.wait(0.05)
+                if not batches and not more and self._shadow.waiting:
+                    # Room that is idle: no lane has anything that nobody reads.
+                    self._shadow.compute()
+                    self._began = time.perf_counter()
                 for batch in batches:
                     self._leases.hold(batch.model_id, batch.lane, [d.entry_id for d in batch.deliveries])
                 for place, batch in enumerate(batches):
@@ -168,6 +191,7 @@ class Worker:
                     self._leases.drop(batch.model_id, batch.lane, [d.entry_id for d in batch.deliveries])
                 if isinstance(error, LOST):
                     self._lone.hold_off()
+                    self._shadow.lost()
                 self._stop.wait(pause)
                 self._began = time.perf_counter()
                 pause = min(pause * 2, 2.0)
@@ -226,6 +250,10 @@ class Worker:
                 return
         first = works[0].entry
         head = wire.Header(model_id=batch.model_id, version=first.version, digest=first.digest)
+        if model is None and batch.model_id in self._shelf.left and not batch.lone:
+            # Read in the moment in which it became another's: its lease runs out, and who serves the model tries it.
+            self._leases.drop(batch.model_id, batch.lane, [work.entry_id for work in works])
+            return
         if model is None:
             text = f"version {first.version} is loaded by no worker any more"
             items = [
@@ -254,15 +282,21 @@ class Worker:
             return
         head.predicted_us = now_us()
         head.engine = model.engine
+        head.runtime_id = self._lent_runtime_id if model.threads > 1 else ""
         answers = Answers(batch.model_id, first.version, columns, head.predicted_us)
         items, row = answered(works, answers, self._settings)
         head.batch_rows = row
         self._tally.add_outcome(first.digest, len(works))
-        self._exits.complete(batch.model_id, batch.lane, head, items)
+        completed = self._exits.complete(batch.model_id, batch.lane, head, items)
+        self._shadow.offer(batch.model_id, works, completed)
         ended = time.perf_counter()
         self._paces.learn(batch.model_id, row, predicted - began, ended - self._began)
         self._tally.add_rows(batch.model_id, row)
         self._began = ended
+
+    def _catalogue_changed(self) -> None:
+        self._shadow.tidy(self._load_client)
+        self._heartbeat.show()
 
     def _until_reached(self, act: Callable[[], object]) -> None:
         """Does it once Redis can be reached."""
@@ -285,6 +319,7 @@ class Worker:
         try:
             if in_order:
                 self._lone.give_back(self._beat_client)
+                self._shadow.give_back(self._beat_client)
             self._heartbeat.leave()
             hand_over(self._beat_client, self._keys, list(self._catalog.records), self.name)
         except (RedisError, OSError) as error:

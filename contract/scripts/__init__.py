@@ -9,6 +9,7 @@
     hand_over  give a dead worker's entries back to the pool
     forget     remove consumers that hold nothing and are silent
     retry_dead put a dead letter back onto the bulk lane
+    even_full  one write that must go through where memory is full
 
 Redis does not roll a script back, so each reads every key with a command that fails on a wrong type before its first
 write. What frees memory carries `allow-oom`: it must run when memory is full.
@@ -44,5 +45,6 @@ RENEW = Script.named("renew")
 HAND_OVER = Script.named("hand_over")
 FORGET = Script.named("forget")
 RETRY_DEAD = Script.named("retry_dead")
+EVEN_FULL = Script.named("even_full")
 
-ALL = (ENTRANCE, CLAIM_IDS, EXIT, RETRY, GIVE_BACK, RENEW, HAND_OVER, FORGET, RETRY_DEAD)
+ALL = (ENTRANCE, CLAIM_IDS, EXIT, RETRY, GIVE_BACK, RENEW, HAND_OVER, FORGET, RETRY_DEAD, EVEN_FULL)

@@ -4,12 +4,13 @@
 -- KEYS  1 requests, 2 bulk, 3 events, 4 counts, 5 rows of requests, 6 rows of bulk, 7 crashes, 8 dead letters,
 --       9 lone attempt, then one reply key for each item
 -- ARGV  1 group, 2 prefix of the replies channels, 3 the events' header, then for each item
---       gate ('finish' or 'withdraw'), lane (1 or 2), entry id, rows, event,
+--       gate ('finish', 'withdraw' or 'copy'), lane (1 or 2), entry id, rows, event,
 --       seconds the reply is kept ('' deletes it), state with the reply, gateway ('' wakes nobody), wake,
 --       reason of the dead letter ('' for none)
 -- Answers for each item 1 where this call completed it, 0 where somebody else had.
 --
 -- The gate is what makes a redelivered entry one reply and one event: only the call whose XACK answers 1 goes on.
+-- A copy, of an entry that left before, touches nothing but events and counts: it always passes and wakes nobody.
 local WIDTH = 10
 local items = (#ARGV - 3) / WIDTH
 if items ~= math.floor(items) or #KEYS ~= 9 + items then
@@ -25,7 +26,7 @@ local crashes = redis.call('HLEN', KEYS[7])
 redis.call('XLEN', KEYS[8])
 local lone = redis.call('GET', KEYS[9])
 
-local group, answers, events, rows, wakes = ARGV[1], {}, {}, {0, 0}, {}
+local group, answers, events, rows, wakes, copies = ARGV[1], {}, {}, {0, 0}, {}, 0
 
 for item = 1, items do
   local a = 3 + (item - 1) * WIDTH
@@ -33,7 +34,11 @@ for item = 1, items do
   local stream, passed = KEYS[lane], false
   -- Crashes and the lone attempt: an id of one lane may be one of the other too.
   local mark = lane == 1 and id or 'bulk ' .. id
-  if ARGV[a + 1] == 'finish' then
+  if ARGV[a + 1] == 'copy' then
+    answers[item] = 1
+    events[#events + 1] = ARGV[a + 5]
+    copies = copies + 1
+  elseif ARGV[a + 1] == 'finish' then
     passed = redis.call('XACK', stream, group, id) == 1
     if passed then
       if ARGV[a + 10] ~= '' then
@@ -76,7 +81,7 @@ for item = 1, items do
       end
       wake[#wake + 1] = ARGV[a + 9]
     end
-  else
+  elseif not answers[item] then
     answers[item] = 0
   end
 end
@@ -84,6 +89,9 @@ end
 if #events > 0 then
   -- The running number counts events, so that the sink sees when one it never got is gone.
   local number = redis.call('HINCRBY', KEYS[4], 'completed', #events)
+  if copies > 0 then
+    redis.call('HINCRBY', KEYS[4], 'copies', copies)
+  end
   redis.call('XADD', KEYS[3], '*', 'n', number, 'pb', ARGV[3] .. table.concat(events))
   for lane = 1, 2 do
     if rows[lane] > 0 and redis.call('DECRBY', KEYS[4 + lane], rows[lane]) < 0 then

@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import signal
-from collections import Counter
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,20 @@ from loadgen.closed_loop import closed_loop
 from loadgen.report import Report
 from protos import millstream_wire_v1_pb2 as wire
 from tests.conditions import eventually
+from tests.faults import SECONDS, TIMEOUT_S
+from tests.faults.crowd import Crowd
+from tests.faults.ledger import closed
 from tests.odd_models import EXITS, HANGS, SEGFAULTS
 from tests.servers import RedisServer
 from tests.stage import ODD, GatewayProcess, Stage, Worker, ask, failure, outputs
 
-pytestmark = [pytest.mark.faults, pytest.mark.e2e]
+pytestmark = [pytest.mark.faults, pytest.mark.e2e, pytest.mark.timeout(TIMEOUT_S)]
 
 WORKERS = 3
 LEASE_S = 1.0
 LIMIT_S = 2.0
-KILLS_S = 10.0
+KILL_EVERY_S = 2.0
+HURRY_S = 1.0
 LONGEST_S = 60.0
 """Deadline of a call here: a pool that was killed as a whole loads its models first."""
 
@@ -62,15 +66,7 @@ def _nothing_is_left(stage: Stage, pool: Worker, gateway: GatewayProcess) -> Ite
     """Before a test the whole pool lives."""
     eventually(lambda: len(pool.pids) == WORKERS, within=60)
     yield
-    recorded_once(stage)
-
-
-def recorded_once(stage: Stage) -> None:
-    """Nothing waits, and each accepted request has its one event."""
-    stage.drained(ODD, within=60)
-    counts, events = stage.count(ODD), stage.events(ODD)
-    ids = Counter(event.entry.request_id for event in events)
-    assert counts["accepted"] == counts["completed"] == len(events) == len(ids)
+    closed(stage, ODD)
 
 
 REQUESTS = [ask(ODD, float(number)) for number in range(100)]
@@ -88,33 +84,58 @@ def deaths(pool: Worker) -> int:
     return pool.log.read_text().count("a worker died")
 
 
-def test_workers_are_killed_under_load_and_every_request_is_answered(
+def test_a_worker_is_killed_every_two_seconds_under_load_and_every_request_is_answered(
     stage: Stage, pool: Worker, gateway: GatewayProcess
 ) -> None:
-    source = random.Random(1)
-    before = stage.count(ODD).get("accepted", 0)
-    killed = 0
+    """Of those in a hurry some may pass their deadline while a worker starts; nobody else is told anything else."""
+    source, killed = random.Random(1), 0
+    patient = Crowd([gateway.address], 150, "patient", deadline_s=LONGEST_S)
+    hurried = Crowd([gateway.address], 50, "hurried", deadline_s=HURRY_S)
+    with patient, hurried:
+        until = time.monotonic() + SECONDS
+        while time.monotonic() < until:
+            patient.under_way()
+            living = eventually(lambda: sorted(pool.pids), within=30)
+            os.kill(source.choice(living), signal.SIGKILL)
+            killed += 1
+            next_at = time.monotonic() + KILL_EVERY_S
+            eventually(lambda at=next_at: time.monotonic() >= at)  # type: ignore[misc]
+        told = {**patient.finish(), **hurried.finish()}
+    assert killed >= 3
+    assert [each for each in patient.told.values() if each.ended != "OK"] == []
+    eventually(lambda: len(pool.pids) == WORKERS, within=60)
+    closed(stage, ODD, told, reasons={"QUEUE_FULL"})
+    assert deaths(pool) >= killed
 
-    async def kill() -> None:
-        nonlocal killed
-        while True:
-            await asyncio.sleep(0.5)
-            living = await asyncio.to_thread(lambda: sorted(pool.pids))
-            if living:
-                os.kill(source.choice(living), signal.SIGKILL)
-                killed += 1
 
-    async def under_load() -> Report:
-        killer = asyncio.create_task(kill())
-        try:
-            return await load(gateway, 100, seconds=KILLS_S)
-        finally:
-            killer.cancel()
-
-    report = asyncio.run(under_load())
-    assert killed >= 3, "the fault has to come while the load is there"
-    assert report.errors == {}
-    assert report.answered == stage.count(ODD)["accepted"] - before
+def test_of_1000_waiting_calls_900_are_cancelled_and_the_model_sees_100(
+    stage: Stage, pool: Worker, gateway: GatewayProcess
+) -> None:
+    keys = stage.keys.model(ODD)
+    with stage.odd.closed():
+        held = []
+        for number in range(WORKERS):
+            held.append(gateway.start_predict(ask(ODD, 40.0)))
+            eventually(lambda number=number: len(stage.odd.calls) == number + 1)  # type: ignore[misc]
+        calls = [gateway.start_predict(ask(ODD, 41.0, request_id=f"cancel-{number}")) for number in range(1000)]
+        eventually(lambda: stage.waiting(ODD) == 1000 + WORKERS, within=30)
+        # One of ten stays, between others that go.
+        left = [number for number in range(1000) if number % 10 == 3]
+        for number in set(range(1000)) - set(left):
+            calls[number].cancel()
+        eventually(lambda: stage.waiting(ODD) == 100 + WORKERS, within=30)
+        assert int(stage.redis.get(keys.rows_requests) or 0) == 100 + WORKERS
+    assert [outputs(call.result()) for call in held] == [[{"out": 80.0}]] * WORKERS
+    assert [outputs(calls[number].result()) for number in left] == [[{"out": 82.0}]] * 100
+    stage.drained(ODD)
+    assert stage.odd.saw(41.0) == 100
+    ended = {e.entry.request_id: e for e in stage.events(ODD) if e.entry.request_id.startswith("cancel-")}
+    expected = {f"cancel-{number}": wire.OK if number in left else wire.CANCELLED for number in range(1000)}
+    assert {request_id: event.status for request_id, event in ended.items()} == expected
+    error = ended["cancel-999"].response.error
+    assert (error.reason, error.code) == ("WITHDRAWN", 1)
+    # Who asks again is asked anew: of what was withdrawn nothing is remembered.
+    assert stage.redis.exists(keys.reply("cancel-999")) == 0
 
 
 @pytest.mark.parametrize("value", [EXITS, SEGFAULTS], ids=["os._exit", "a segmentation fault"])
@@ -153,7 +174,7 @@ def test_a_request_that_hangs_ends_its_worker_and_then_itself(server: RedisServe
         assert failure(bad.exception()).reason == "MODEL_CRASHED"
         assert stage.ended(ODD, "hangs").status == wire.POISON
         assert deaths(pool) >= 2
-        recorded_once(stage)
+        closed(stage, ODD)
 
 
 def test_a_worker_that_was_paused_beyond_its_lease_wakes_to_find_its_work_done(

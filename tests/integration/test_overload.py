@@ -272,7 +272,6 @@ def test_the_bound_is_of_the_pool_and_not_of_one_gateway(slow_stage: Stage, slow
     other.stop()
 
 
-@pytest.mark.xfail(reason="its first batch is measured from the beginning of the clock")
 def test_a_worker_that_begins_with_a_backlog_knows_how_fast_it_is(
     valkey: RedisServer, prefix: str, tmp_path: Path
 ) -> None:
