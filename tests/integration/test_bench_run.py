@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +19,8 @@ from loadgen.bench.generators import H2load
 from loadgen.bench.models import BenchModel, fit
 from loadgen.bench.peers import PEERS, Peer
 from loadgen.bench.server import NotStarted, running
+from tests.conditions import eventually
+from tests.servers import ROOT
 
 pytestmark = pytest.mark.integration
 
@@ -31,7 +36,7 @@ def light(tmp_path_factory: pytest.TempPathFactory) -> BenchModel:
 @needs_h2load
 @pytest.mark.e2e
 def test_a_run_measures_millstream_beside_the_echo_and_finds_every_answer_recorded(tmp_path: Path) -> None:
-    words = ["--peers", "millstream-grpcio,echo", "--models", "light", "--in-flight", "16"]
+    words = ["--peers", "millstream-grpcio,echo", "--models", "light", "--in-flight", "64"]
     assert main([*words, "--rounds", "1", "--seconds", "1", "--output", str(tmp_path), "--name", "small"]) == 0
     found = json.loads((tmp_path / "small/results.json").read_text())
     cells = {cell["peer"]: cell for cell in found["cells"]}
@@ -53,12 +58,33 @@ def test_a_run_measures_millstream_beside_the_echo_and_finds_every_answer_record
 def test_refusals_that_look_like_answers_to_h2load_are_found(light: BenchModel, tmp_path: Path) -> None:
     with running(ECHO, light, Path(sys.executable)) as server:
         nowhere = replace(server.question, path="/millstream.v1.Predictor/Nothing")
-        refused = H2load().run(nowhere, server.address, 4, 1.0, tmp_path)
-        answered = H2load().run(server.question, server.address, 4, 1.0, tmp_path)
+        refused = H2load().run(nowhere, server.address, 4, 0.3, tmp_path)
+        answered = H2load().run(server.question, server.address, 4, 0.3, tmp_path)
         shortest = server.shortest_answer
     assert refused.answered > 0
     assert refused.silent_errors(shortest) == refused.answered
     assert answered.silent_errors(shortest) == 0
+
+
+@needs_h2load
+def test_a_run_that_is_told_to_stop_stops_its_server_too(tmp_path: Path) -> None:
+    words = ["--peers", "echo", "--models", "light", "--in-flight", "4", "--seconds", "60", "--output", str(tmp_path)]
+    said = tmp_path / "said"
+    with said.open("wb") as console:
+        # As a shell starts a job in the background: with SIGINT ignored.
+        ignoring = "import os, signal, sys; signal.signal(2, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+        argv = [sys.executable, "-c", ignoring, sys.executable, "-m", "loadgen.bench", *words]
+        run = subprocess.Popen(argv, stderr=console, cwd=ROOT)
+    try:
+        eventually(lambda: _commands(run.pid, b"h2load") and _commands(run.pid, b"loadgen.echo"), within=60)
+        servers = _commands(run.pid, b"loadgen.echo")
+        run.terminate()
+        assert run.wait(30) == 130, said.read_text()
+    finally:
+        run.kill()
+        run.wait()
+    left = {standing.pid: standing.began for standing in process_tree.everybody()}
+    assert not [server for server in servers if left.get(server.pid) == server.began]
 
 
 def test_a_server_that_answers_wrong_is_not_measured_and_leaves_nothing_behind(light: BenchModel) -> None:
@@ -68,9 +94,7 @@ def test_a_server_that_answers_wrong_is_not_measured_and_leaves_nothing_behind(l
         running(wrong, light, Path(sys.executable)),
     ):
         pass
-    words = (process_tree.PROC / "self/stat").read_text()
-    mine = process_tree.below(process_tree.Standing.parse(words).pid, process_tree.everybody())
-    assert not [each for each in mine if b"loadgen.echo" in _command(each.pid)]
+    assert not _commands(os.getpid(), b"loadgen.echo")
 
 
 def test_a_server_that_ends_at_once_is_quoted(light: BenchModel) -> None:
@@ -81,8 +105,11 @@ def test_a_server_that_ends_at_once_is_quoted(light: BenchModel) -> None:
         pass
 
 
-def _command(pid: int) -> bytes:
-    try:
-        return (process_tree.PROC / str(pid) / "cmdline").read_bytes()
-    except OSError:
-        return b""
+def _commands(root: int, word: bytes) -> list[process_tree.Standing]:
+    """The processes below that one with the word in their command lines."""
+    found = []
+    for standing in process_tree.below(root, process_tree.everybody()):
+        with suppress(OSError):  # It has ended meanwhile.
+            if standing.pid != root and word in (process_tree.PROC / str(standing.pid) / "cmdline").read_bytes():
+                found.append(standing)
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -263,6 +264,13 @@ def test_the_page_calls_nothing_durable_without_the_policy() -> None:
     assert all("power cut" in peer.keeps for peer in PEERS)
 
 
+def test_a_page_from_a_busy_machine_says_at_the_top_that_it_is_no_result() -> None:
+    found = results()
+    assert "Not a result" not in page(found, "a-name")
+    found.cells = [replace(cell, elsewhere_cores=0.7) for cell in found.cells]
+    assert page(found, "a-name").splitlines()[2].startswith("**Not a result: the machine had 0.7 of its cores busy")
+
+
 def test_a_long_run_tells_how_memory_went_on() -> None:
     found = results()
     found.cells.append(cell("millstream", 64, 1.0, seconds=180.0, redis_series=((0.0, 5_000_000), (15.0, 9_000_000))))
@@ -329,6 +337,14 @@ def test_without_a_load_generator_its_package_is_named(
     assert "apt-get install nghttp2-client" in said
     assert "apt-get install wrk" in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(shutil.which("h2load") is None, reason="h2load is not installed: nghttp2-client")
+def test_a_server_that_is_not_measured_at_the_wanted_loads_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--peers", "millstream-always", "--in-flight", "16", "--output", str(tmp_path / "out")]) == 5
+    assert "it is measured at 64, 1000 in flight alone" in capsys.readouterr().err
 
 
 def test_what_can_not_be_installed_says_so_and_is_tried_again_next_time(tmp_path: Path) -> None:
