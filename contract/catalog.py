@@ -23,9 +23,15 @@ class Catalog:
         self.records: Mapping[str, ModelRecord] = {}
         self.untrusted: Mapping[str, str] = {}
         """model_id -> why its record is not used; the record before it stays in force."""
+        self._lost = False
+        """The server was emptied, and not every record is back yet."""
 
     def update(self, revision: int, sealed: Mapping[bytes, bytes]) -> None:
-        """Applies what stands in Redis: `sealed` is the whole of ms:catalog at that revision."""
+        """Applies what stands in Redis: `sealed` is the whole of ms:catalog at that revision, 0 where there is none.
+
+        A revision that is gone was lost with the server's memory: models that were known go on until each is back.
+        """
+        self._lost = (self._lost or revision == 0) and bool(self.records)
         records: dict[str, ModelRecord] = {}
         untrusted: dict[str, str] = {}
         kept: dict[str, bytes] = {}
@@ -41,6 +47,9 @@ class Catalog:
                 untrusted[model_id] = str(error)
                 if known is not None:
                     records[model_id], kept[model_id] = known, self._sealed[model_id]
+        if self._lost:
+            self._lost = not records.keys() >= self.records.keys()
+            records, kept = {**self.records, **records}, {**self._sealed, **kept}
         for record in records.values():
             for version in record.versions.values():
                 version.admission.max_rows = self._max_rows

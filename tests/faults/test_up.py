@@ -112,7 +112,7 @@ def test_sigterm_to_all_processes_at_once_loses_nothing_and_ends_in_bounded_time
         house.start()
         crowd.under_way()
     house.remember(crowd, pushing)
-    house.close_books()
+    house.close_books(supervised=False)
 
 
 @pytest.mark.parametrize("who", ["up", "everybody"])

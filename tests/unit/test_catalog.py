@@ -101,6 +101,17 @@ def test_a_model_that_was_taken_away_is_gone() -> None:
     assert list(found.records) == ["credit_risk"]
 
 
+def test_models_of_a_server_that_was_emptied_go_on_until_each_is_back() -> None:
+    found = catalog(churn=record(revision=5), credit_risk=CREDIT)
+    found.update(0, {})
+    assert list(found.records) == ["churn", "credit_risk"]
+    found.update(100, sealed(churn=record(revision=6)))
+    assert [found.record("churn").revision, found.record("credit_risk")] == [6, CREDIT]
+    found.update(101, sealed(churn=record(revision=6), credit_risk=CREDIT))
+    found.update(102, sealed(credit_risk=CREDIT))
+    assert list(found.records) == ["credit_risk"]
+
+
 def test_an_unknown_model_is_refused_naming_those_there_are() -> None:
     with pytest.raises(Refused) as caught:
         catalog(churn=record(), credit_risk=CREDIT).record("chrun")
