@@ -44,7 +44,7 @@ class Attempt:
         self._said = b""
         self._printed = b""
 
-    def run(self, signature: bytes, files: Sequence[TrialFile], contents: Mapping[str, memoryview]) -> Verdict:
+    def run(self, signature: bytes, files: Sequence[TrialFile], contents: Mapping[str, bytes]) -> Verdict:
         """The verdict. Raises Gone where nobody waits for it any more."""
         answers, answer = os.pipe()
         prints, print_to = os.pipe()
@@ -131,7 +131,7 @@ def _become(
     print_to: int,
     signature: bytes,
     files: Sequence[TrialFile],
-    contents: Mapping[str, memoryview],
+    contents: Mapping[str, bytes],
 ) -> NoReturn:
     """In the child: confines itself, tries the version, answers and ends; nothing of the warden runs on here."""
     code = 1

@@ -75,6 +75,10 @@ class Copies:
         """The oldest."""
         return self._queue[0] if self._queue else None
 
+    @property
+    def models(self) -> set[str]:
+        return {copy.model_id for copy in self._queue}
+
     def add(self, copies: Iterable[Copy]) -> None:
         """Keeps these; where there is no room for all, the oldest are dropped."""
         for copy in copies:

@@ -33,6 +33,10 @@ _CONFIG: dict[str, str | bool | int | float | list[str]] = {
 }
 
 
+Identity = tuple[str, str, str, bool]
+"""Lane, entry id and request id of an event, and whether it is a copy, which has all three of another event."""
+
+
 class EventDatabaseError(Exception):
     """The database can't be opened; the message says why and what to do."""
 
@@ -140,17 +144,17 @@ class EventDatabase:
         rows = self._connection.execute(SELECT_POSITIONS).fetchall()
         return {model_id: Position(*position) for model_id, *position in rows}
 
-    def recorded(self, model_id: str, entry_ids: Sequence[str]) -> dict[tuple[str, str, str], set[str]]:
-        """(lane, entry id, request id) -> the events entries they came in, of the rows about these requests."""
+    def recorded(self, model_id: str, entry_ids: Sequence[str]) -> dict[Identity, set[str]]:
+        """Which events there are about these requests, and the events entries that they came in."""
         if not entry_ids:
             return {}
         # The bounds let it skip what is older without a look at each row.
         bounds = [min(entry_ids), max(entry_ids)]
         with self._connection.cursor() as cursor:
             rows = cursor.execute(SELECT_RECORDED, [model_id, *bounds, list(entry_ids)]).fetchall()
-        found: dict[tuple[str, str, str], set[str]] = {}
-        for lane, entry_id, request_id, event_entry_id in rows:
-            found.setdefault((lane, entry_id, request_id), set()).add(event_entry_id)
+        found: dict[Identity, set[str]] = {}
+        for lane, entry_id, request_id, is_copy, event_entry_id in rows:
+            found.setdefault((lane, entry_id, request_id, is_copy), set()).add(event_entry_id)
         return found
 
     def newest_ms(self, model_id: str) -> int:

@@ -24,6 +24,7 @@ from consumers.event_position import (
     missing_why,
 )
 from consumers.event_rows import Link, MalformedLink, Names, read_number
+from consumers.event_schema import COPY
 
 log = structlog.get_logger()
 
@@ -33,7 +34,7 @@ class EventIntake:
 
     A server that lost its last moments comes back with a lower number, and with requests that were already completed:
     they are answered again. From then on (recovery) what the database has of a request is left out, by lane, entry id
-    and request id, until nothing that old waits any more.
+    and request id, until nothing that old waits any more; copies of it, which are events of their own, even later.
 
     Where events are gone that the log never had, or the stream is another one, the model is in `alarms` and nothing of
     it is taken, unless `accept_gap` lets that be a row: for each model up to the first entry that is taken.
@@ -70,7 +71,8 @@ class EventIntake:
 
     def recovered(self, model_id: str) -> None:
         """Nothing that old waits, and everything that came of it was taken."""
-        self._reach(model_id, replace(self.positions[model_id], recover_until_ms=0))
+        at = self.positions[model_id]
+        self._reach(model_id, replace(at, recover_until_ms=0, copies_until_ms=at.recover_until_ms))
         log.info("every event that came again was matched", model_id=model_id)
 
     # ------------------------------------------------------------------ a whole stream
@@ -129,7 +131,7 @@ class EventIntake:
             self._unreadable(at, model_id, entry_id, fields, error)
             return True
         known: frozenset[int] = frozenset()
-        if at.recover_until_ms:
+        if at.recover_until_ms or _may_be_late(link, at.copies_until_ms):
             known, again = self._known(link)
             if again:
                 self._reach(model_id, replace(at, entry_id=entry_id))
@@ -177,8 +179,8 @@ class EventIntake:
     def _known(self, link: Link) -> tuple[frozenset[int], bool]:
         """Which of its events the database has, and whether that is because it has this very entry."""
         columns = (link.column(name) for name in ("lane", "entry_id", "request_id"))
-        events = list(zip(*columns, strict=True))
-        recorded = self._database.recorded(link.model_id, [entry_id for _, entry_id, _ in events if entry_id])
+        events = list(zip(*columns, (link.column("status") == COPY).tolist(), strict=True))
+        recorded = self._database.recorded(link.model_id, [entry_id for _, entry_id, *_ in events if entry_id])
         known = frozenset(row for row, event in enumerate(events) if event in recorded)
         same = any(link.entry_id in recorded[events[row]] for row in known)
         return known, same and len(known) == link.events
@@ -220,3 +222,11 @@ class EventIntake:
     def _reach(self, model_id: str, position: Position) -> None:
         self.positions[model_id] = position
         self._reached[model_id] = position
+
+
+def _may_be_late(link: Link, until_ms: int) -> bool:
+    """Whether it holds copies of requests so old that they may be recorded already."""
+    if not until_ms:
+        return False
+    events = zip(link.column("status"), link.column("entry_id"), strict=True)
+    return any(status == COPY and entry_id and entry_order(entry_id)[0] <= until_ms for status, entry_id in events)

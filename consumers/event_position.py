@@ -33,6 +33,8 @@ class Position:
     """The mark in Redis beside that running number; another one is another stream. Empty: none was seen yet."""
     recover_until_ms: int = 0
     """Above 0: requests appended up to that millisecond may be completed, and so recorded, once more."""
+    copies_until_ms: int = 0
+    """The same for what a shadow makes of them, which waits in a worker and may come long after that is over."""
 
     @property
     def after(self) -> str:

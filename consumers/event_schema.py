@@ -128,9 +128,10 @@ CREATE = (
     """CREATE TABLE IF NOT EXISTS positions (
         model_id VARCHAR PRIMARY KEY, entry_id VARCHAR NOT NULL, number BIGINT NOT NULL,
         updated_at TIMESTAMPTZ NOT NULL)""",
-    # A file of an earlier version has neither.
+    # A file of an earlier version has none of these.
     "ALTER TABLE positions ADD COLUMN IF NOT EXISTS epoch VARCHAR DEFAULT ''",
     "ALTER TABLE positions ADD COLUMN IF NOT EXISTS recover_until_ms BIGINT DEFAULT 0",
+    "ALTER TABLE positions ADD COLUMN IF NOT EXISTS copies_until_ms BIGINT DEFAULT 0",
     """CREATE TABLE IF NOT EXISTS gaps (
         model_id VARCHAR, from_entry VARCHAR, to_entry VARCHAR, expected BIGINT, found BIGINT, noted_at TIMESTAMPTZ,
         why VARCHAR)""",
@@ -146,12 +147,13 @@ def insert_events(gathered: frozenset[str]) -> str:
 
 
 INSERT_POSITION = (
-    "INSERT OR REPLACE INTO positions (model_id, entry_id, number, epoch, recover_until_ms, updated_at) "
-    "VALUES (?, ?, ?, ?, ?, now())"
+    "INSERT OR REPLACE INTO positions "
+    "(model_id, entry_id, number, epoch, recover_until_ms, copies_until_ms, updated_at) "
+    "VALUES (?, ?, ?, ?, ?, ?, now())"
 )
-SELECT_POSITIONS = "SELECT model_id, entry_id, number, epoch, recover_until_ms FROM positions"
+SELECT_POSITIONS = "SELECT model_id, entry_id, number, epoch, recover_until_ms, copies_until_ms FROM positions"
 SELECT_RECORDED = (
-    "SELECT lane, entry_id, request_id, event_entry_id FROM events "
+    "SELECT lane, entry_id, request_id, status = 'SHADOW', event_entry_id FROM events "
     "WHERE model_id = ? AND entry_id BETWEEN ? AND ? AND entry_id IN (SELECT unnest(CAST(? AS VARCHAR[])))"
 )
 SELECT_NEWEST = "SELECT coalesce(epoch_ms(max(appended_timestamp)), 0) FROM events WHERE model_id = ?"
@@ -159,6 +161,9 @@ INSERT_GAP = "INSERT INTO gaps VALUES (?, ?, ?, ?, ?, now(), ?)"
 
 STATUSES = tuple(wire.Status.Name(number) for number in wire.Status.values())
 """Names by number, STATUS_UNSPECIFIED first."""
+
+COPY = wire.Status.Name(wire.SHADOW)
+"""What a shadow made of a request that has an event already."""
 
 LANES = ("requests", "bulk")
 """Names by number, as the streams are called."""

@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 from consumers.lanes import Lanes
 from consumers.leases import Leases, forget
 from consumers.pace import Paces
+from consumers.shadow import Shadow
 from consumers.shelf import Shelf
 from consumers.tally import Tally
 from contract.connection import living, show
@@ -49,6 +50,7 @@ class Heartbeat:
         lanes: Lanes,
         paces: Paces,
         tally: Tally,
+        shadow: Shadow,
     ) -> None:
         self._client = client
         self._keys = keys
@@ -59,6 +61,7 @@ class Heartbeat:
         self._lanes = lanes
         self._paces = paces
         self._tally = tally
+        self._shadow = shadow
         self._every_s = min(settings.heartbeat_s, BEAT_S)
         self.on_beat: Callable[[float], None] = lambda _within: None
         """Hears each beat of the watch, and within how many seconds the next one comes."""
@@ -74,7 +77,8 @@ class Heartbeat:
                 self._leases.renew(self._client)
                 if now >= show_at:
                     self.show()
-                    self._lanes.workers = max(1, len(living(self._client, self._keys, "worker")))
+                    workers = living(self._client, self._keys, "worker")
+                    self._lanes.workers = {m: sum(each.serves(m) for each in workers) for m in self._shelf.ready}
                     show_at = now + BEAT_S * 0.9
                 if now >= forget_at:
                     forget(self._client, self._keys, self._shelf.ready, forget_s)
@@ -88,7 +92,7 @@ class Heartbeat:
         limit_s, drain_s = self._settings.batch_limit_s, self._settings.drain_s
         while not left.wait(self._every_s):
             self.tell()
-            if self._leases.stuck_s > limit_s:
+            if max(self._leases.stuck_s, self._shadow.stuck_s) > limit_s:
                 log.error("a batch is past its time limit; this worker ends itself", limit_s=limit_s)
                 os.kill(os.getpid(), signal.SIGKILL)
             if stop.is_set():
@@ -115,11 +119,14 @@ class Heartbeat:
             name=self._name,
             revision=self._shelf.revision,
             loaded=self._shelf.loaded,
-            failed=self._shelf.failed,
+            failed={**self._shelf.failed, **self._shadow.failed},
             rows_per_s=self._paces.rows_per_s(),
             rough=self._paces.rough(),
             pid=os.getpid(),
             models=self._settings.models,
+            # Not before the last read of it is over: the registry takes what is shown for a promise.
+            left=tuple(sorted(self._shelf.left.difference(self._lanes.served))),
             outcomes=self._tally.outcomes(),
+            shadowed=self._shadow.counts(),
             served=self._tally.rows_per_s(time.monotonic()),
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import redis
@@ -63,8 +63,13 @@ class Lanes:
         """Whether the last read waited, for what was not there yet."""
         self.room: Callable[[str], int] = lambda _model: settings.batch_rows
         """Rows of a model that take the target time of a batch."""
-        self.workers = 1
-        """Living workers, who share what waits."""
+        self.workers: Mapping[str, int] = {}
+        """Living workers that serve each model, who share what waits; not known at first."""
+
+    @property
+    def served(self) -> Sequence[str]:
+        """Models that are read, or may be read just now."""
+        return self._models
 
     def serve(self, models: Sequence[str]) -> None:
         """From now on these models are read."""
@@ -119,7 +124,7 @@ class Lanes:
     def _read_lane(self, model_id: str, lane: wire.Lane, backlog: int) -> list[Batch]:
         keys = self._keys.model(model_id)
         # COUNT holds per stream and the first reader takes everything: leave the others their share.
-        share = math.ceil(backlog / max(1, self.workers))
+        share = math.ceil(backlog / max(1, self.workers.get(model_id, 1)))
         count = max(1, min(self._settings.batch_rows, self.room(model_id), share))
         stream = keys.bulk if lane == BULK else keys.requests
         command = ("XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT", count, "STREAMS", stream, ">")

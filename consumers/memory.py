@@ -1,6 +1,9 @@
-"""Memory: whether a process that ran out of it once can go on."""
+"""Memory: whether a process that ran out of it once can go on, and giving back what it does not need."""
 
 from __future__ import annotations
+
+import ctypes
+from contextlib import suppress
 
 ROOM_BYTES = 64 * 2**20
 
@@ -12,3 +15,12 @@ def has_room() -> bool:
     except MemoryError:
         return False
     return True
+
+
+def give_back() -> None:
+    """Returns freed memory to the system, which glibc keeps for later: loading frees a lot at once, and then no more.
+
+    Nothing where the C library has no such call. https://man7.org/linux/man-pages/man3/malloc_trim.3.html
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

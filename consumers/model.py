@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from consumers.compiled import Form, NotTaken, compiled, difference, sample_rows
-from consumers.formats import UnloadableModel, load_artifact, said
+from consumers.formats import Lent, UnloadableModel, load_artifact, said
 from consumers.formats.estimator import Estimator, fitted_names
 from consumers.formats.program import Program
 from consumers.model_outputs import OutputColumn, OutputPlan, PredictFailed, check_golden, plan_outputs
@@ -37,10 +37,20 @@ _TAKEN: Mapping[ValueType, tuple[ValueType, ...]] = {
 class LoadedModel:
     """One version of a model, ready to predict. Not for several threads at once."""
 
-    def __init__(self, signature: Signature, transforms: Sequence[Any], model: Any, warnings: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        signature: Signature,
+        transforms: Sequence[Any],
+        model: Any,
+        warnings: tuple[str, ...],
+        threads: int = 1,
+    ) -> None:
         self.signature = signature
         self.warnings = warnings
         """What its libraries said while it was loaded, such as a version that differs."""
+        self.threads = threads
+        """How many threads `predict` takes; what is done while it is loaded takes one."""
+        self._lent: Lent | None = None
         self._model = model if isinstance(model, Program) else Estimator(model)
         library = self._model.library
         self._library = f"{library} {getattr(sys.modules.get(library), '__version__', '')}".rstrip()
@@ -67,6 +77,13 @@ class LoadedModel:
 
     def predict(self, rows: Rows) -> list[OutputColumn]:
         """The outputs of all rows, computed as one batch; NaN stays NaN. Raises PredictFailed."""
+        if self.threads == 1:
+            return self._predict(rows)
+        self._lent = self._lent or Lent(self.threads)  # by now all its libraries are loaded
+        with self._lent.lent():
+            return self._predict(rows)
+
+    def _predict(self, rows: Rows) -> list[OutputColumn]:
         count, answers = self._call(rows, self._shapes)
         for source, answer in answers.items():
             if answer.shape != (count, *self._shapes[source]):
@@ -79,7 +96,7 @@ class LoadedModel:
         """Computes in the compiled form from now on where that differs in no bit; else says why not, in a few words."""
         if self.signature.takes_dataframe or not isinstance(self._model, Estimator):
             return "only models of scikit-learn's API that take a matrix have a compiled form"
-        form = compiled(self._transforms, self._last, list(self._shapes))
+        form = compiled(self._transforms, self._last, list(self._shapes), self.threads)
         if form is None:
             return "no compiled form is known for its steps"
         try:
@@ -99,9 +116,9 @@ class LoadedModel:
         """Run the golden examples, or one made-up row where there are none; raises UnloadableModel on a mismatch."""
         try:
             if not self.signature.golden:
-                self.predict(rows_of(self.signature, [_sample(self.signature)]))
+                self._predict(rows_of(self.signature, [_sample(self.signature)]))
             for number, golden in enumerate(self.signature.golden):
-                columns = self.predict(rows_of(self.signature, [golden.inputs]))
+                columns = self._predict(rows_of(self.signature, [golden.inputs]))
                 check_golden(number, golden, {column.name: column for column in columns})
         except PredictFailed as error:
             raise UnloadableModel(f"the model fails on its own example: {error}") from error
@@ -149,8 +166,11 @@ class LoadedModel:
         return answers
 
 
-def load_model(signature: Signature, artifacts: Mapping[str, bytes | memoryview]) -> LoadedModel:
-    """A version from its artifacts by file name, their digests checked by the caller; raises UnloadableModel."""
+def load_model(signature: Signature, artifacts: Mapping[str, bytes | memoryview], threads: int = 1) -> LoadedModel:
+    """A version from its artifacts by file name, their digests checked by the caller; raises UnloadableModel.
+
+    Bytes are read where they are, without a copy; it predicts with so many threads.
+    """
     try:
         roles = Roles.assign(signature, artifacts)
     except ArtifactsError as error:
@@ -160,12 +180,13 @@ def load_model(signature: Signature, artifacts: Mapping[str, bytes | memoryview]
     loaded: dict[str, Any] = {}
     for name in (*roles.transforms, roles.model):
         if name not in loaded:
-            loaded[name], warned = load_artifact(name, artifacts[name], beside)
+            loaded[name], warned = load_artifact(name, artifacts[name], beside, threads)
             told += warned
     for name in roles.transforms:
         if not callable(getattr(loaded[name], "transform", None)):
             raise UnloadableModel(f"{name} is a {type(loaded[name]).__name__}; expected something with .transform")
-    return LoadedModel(signature, [loaded[name] for name in roles.transforms], loaded[roles.model], tuple(told))
+    steps = [loaded[name] for name in roles.transforms]
+    return LoadedModel(signature, steps, loaded[roles.model], tuple(told), threads)
 
 
 def _sample(signature: Signature) -> tuple[Value, ...]:

@@ -24,10 +24,14 @@ class Runtime:
     """JSON."""
 
 
-def runtime() -> Runtime:
-    """This process's own, once its model libraries are loaded."""
+def runtime(threads: int = 1) -> Runtime:
+    """This process's own, once its model libraries are loaded; as it is while a model predicts with so many threads."""
     pools = [
-        {"library": pool["internal_api"], "version": pool.get("version"), "threads": pool["num_threads"]}
+        {
+            "library": pool["internal_api"],
+            "version": pool.get("version"),
+            "threads": threads if threads > 1 else pool["num_threads"],
+        }
         for pool in threadpool_info()
     ]
     body = orjson.dumps(
@@ -39,6 +43,7 @@ def runtime() -> Runtime:
             "system": f"{platform.system()} {platform.libc_ver()[0]} {platform.libc_ver()[1]}",
             "libraries": _libraries(),
             "pools": sorted(pools, key=str),
+            "threads": threads,
         },
         option=orjson.OPT_SORT_KEYS,
     )

@@ -65,11 +65,14 @@ class Shadow:
         self._forms: dict[bytes, Form] = {}
         """By version digest."""
         self._pace: dict[bytes, Pace] = {}
-        self._named: dict[str, str] = {}
-        """Model -> the field under which this worker's name may stand."""
+        self._named: set[tuple[str, str]] = set()
+        """(model_id, field) of where this worker's name may stand."""
         self._unfit: set[bytes] = set()
         """Digests of which it was said that they take other features."""
+        self._breaks = 0
         self._hold_until = 0.0
+        self._refused = False
+        """Whether Redis did not take the last copies."""
         self._since = 0.0
         self._lock = threading.Lock()
         self.failed: Mapping[str, str] = {}
@@ -79,6 +82,8 @@ class Shadow:
 
     def offer(self, model_id: str, works: Sequence[Work], passed: Sequence[int]) -> None:
         """Live work of one model that was answered; copies are kept of what this worker was the one to complete."""
+        if self._exits.breaks != self._breaks:
+            self.lost()
         record = self._catalog.records.get(model_id)
         shadow = shadow_of(record)
         if record is None or shadow is None or shadow.digest.hex() in self.failed:
@@ -93,6 +98,12 @@ class Shadow:
             self._copies.dropped[model_id] += sum(passed)
             return
         self._copies.add(Copy.of(work, form) for work, one in zip(works, passed, strict=True) if one)
+
+    def lost(self) -> None:
+        """Redis was gone. What it lost of this worker's exits is completed again, and copied again: no copy is kept."""
+        self._breaks = self._exits.breaks
+        for model_id in self._copies.models:
+            self._copies.drop(model_id)
 
     @property
     def waiting(self) -> bool:
@@ -123,23 +134,29 @@ class Shadow:
         if version is None or model is None or first.form != self._form(version):
             self._copies.drop(model_id)
             return
-        taken: list[Copy] = []
+        taken, done = 0, 0
         try:
             if not self._put_name_down(model_id, version):
                 return
             pace = self._pace.get(version.digest)
             room = pace.room(min(MOST_ROWS, self._settings.batch_rows)) if pace else 1
-            taken = self._copies.take(room)
-            works = [copy.work(version.version, version.digest) for copy in taken]
+            works = [copy.work(version.version, version.digest) for copy in self._copies.take(room)]
+            taken = len(works)
             calls = self._predicted(model_id, version, model, works)
-            self._take_name_away(model_id)
+            self._take_name_away()
             for head, items in calls:
                 self._exits.copy(model_id, head, items)
-            self._done[model_id] = self._done.get(model_id, 0) + len(taken)
+                done += len(items)
+            self._refused = False
         except (*LOST, ResponseError) as error:
-            log.warning("copies were dropped: Redis did not take them", model_id=model_id, error=str(error))
-            self._copies.dropped[model_id] += len(taken)
+            if not self._refused:
+                log.warning("copies are dropped: Redis does not take them", model_id=model_id, error=str(error))
+            self._refused = True
+            if isinstance(error, LOST):
+                self.lost()
             self._hold_until = time.monotonic() + HOLD_OFF_S
+        self._done[model_id] = self._done.get(model_id, 0) + done
+        self._copies.dropped[model_id] += taken - done
 
     def _predicted(
         self, model_id: str, version: Version, model: LoadedModel, works: list[Work]
@@ -163,6 +180,7 @@ class Shadow:
             self._since = 0.0
         head.predicted_us = now_us()
         head.engine = model.engine
+        head.runtime_id = self._exits.runtimes[model.threads]
         answers = Answers(model_id, version.version, columns, head.predicted_us)
         items, rows = answered(works, answers, self._settings, wire.SHADOW)
         head.batch_rows = rows
@@ -174,14 +192,17 @@ class Shadow:
 
     def _put_name_down(self, model_id: str, version: Version) -> bool:
         """Whether it may be computed: too many names of the dead forbid it, one lets only one worker try at a time."""
+        if self._named:
+            self._take_name_away()
         digest, key = version.digest.hex(), self._keys.model(model_id).shadow
-        self._named[model_id] = field = f"{digest} {self._worker}"
+        field = f"{digest} {self._worker}"
+        self._named.add((model_id, field))
         _, fields = self._line.ask([("HSET", key, field, now_us()), ("HKEYS", key)])
         others = [name for other, name in map(_split, fields) if other == digest and name != self._worker]
         dead = self._dead(others)
         if not dead or (len(dead) < self._settings.max_crashes and len(dead) == len(others)):
             return True
-        self._take_name_away(model_id)
+        self._take_name_away()
         if len(dead) >= self._settings.max_crashes:
             why = f"it ended {len(dead)} worker processes while it computed copies of requests"
             log.error("a shadow is not computed any more", version=version.name, why=why)
@@ -191,10 +212,10 @@ class Shadow:
         self._hold_until = time.monotonic() + HOLD_OFF_S
         return False
 
-    def _take_name_away(self, model_id: str) -> None:
+    def _take_name_away(self) -> None:
         """This worker lives."""
-        self._line.ask([("HDEL", self._keys.model(model_id).shadow, self._named[model_id])])
-        del self._named[model_id]
+        self._line.ask([("HDEL", self._keys.model(model_id).shadow, field) for model_id, field in self._named])
+        self._named.clear()
 
     def _dead(self, names: Sequence[str]) -> list[str]:
         """Those of them that do not show themselves any more."""
@@ -210,9 +231,9 @@ class Shadow:
 
     def give_back(self, client: redis.Redis) -> None:
         """This worker ends though it lives: it takes its name away. Raises what Redis raises."""
-        for model_id, field in list(self._named.items()):
+        for model_id, field in list(self._named):
             client.hdel(self._keys.model(model_id).shadow, field)
-            del self._named[model_id]
+            self._named.discard((model_id, field))
 
     def tidy(self, client: redis.Redis) -> None:
         """The catalogue changed: what is no shadow any more has its crashes forgotten, so that it may be one again.

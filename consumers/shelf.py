@@ -5,7 +5,6 @@ ms:catalog -> record with a good signature -> chunks -> SHA-256 as recorded -> u
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -14,38 +13,43 @@ import redis
 import structlog
 from redis.exceptions import RedisError
 
+from consumers.artifacts import ArtifactOutOfReach, ArtifactRefused, fetch
+from consumers.memory import give_back
 from consumers.model import LoadedModel, UnloadableModel, load_model
+from consumers.slot import Slot
 from contract.catalog import Catalog
 from contract.keys import Keys
-from contract.record import LIVE, Artifact, ModelRecord, Version
+from contract.record import LIVE, ModelRecord, Version
 
 LOOK_S = 0.1
 
 log = structlog.get_logger()
 
 
-class ArtifactRefused(Exception):
-    """An artifact whose bytes are not the ones that were recorded."""
-
-
-class ArtifactOutOfReach(Exception):
-    """An artifact that can't be fetched now; another look may find it."""
-
-
 class Shelf:
     """Loaded versions by digest. One thread loads; others only look."""
 
     def __init__(
-        self, client: redis.Redis, keys: Keys, catalog: Catalog, models: Collection[str], *, compiles: bool = True
+        self,
+        client: redis.Redis,
+        keys: Keys,
+        catalog: Catalog,
+        models: Collection[str],
+        *,
+        compiles: bool = True,
+        slot: Slot | None = None,
     ) -> None:
         self._client = client
         self._keys = keys
         self._catalog = catalog
         self._only = frozenset(models)
         self._compiles = compiles
+        self._slot = slot or Slot()
         self._loaded: dict[bytes, LoadedModel] = {}
         self.failed: Mapping[str, str] = {}
         """Hex digest -> why it does not load."""
+        self.left: frozenset[str] = frozenset()
+        """Models that others of the pool serve, since one of their versions is too big for this slot."""
         self._told: set[str] = set()
         self.revision = -1
         """Catalogue revision that everything loadable of is on the shelf."""
@@ -63,11 +67,16 @@ class Shelf:
 
     @property
     def ready(self) -> list[str]:
-        """Models all of whose live versions are here: only these are read."""
+        """Models all of whose live versions are here: only these are read.
+
+        Of a model that is left to others nothing is read from when its big version begins to load until it is dropped:
+        what is pinned to that version must never come here.
+        """
         return [
             record.model_id
             for record in self._mine()
-            if any(v.state == LIVE for v in record.versions.values())
+            if record.model_id not in self.left
+            and any(v.state == LIVE for v in record.versions.values())
             and all(v.digest in self._loaded for v in record.versions.values() if v.state == LIVE)
         ]
 
@@ -87,7 +96,9 @@ class Shelf:
                 if model_id not in before:
                     log.error("a record is not used", model_id=model_id, why=why)
         whole = True
-        wanted = {v.digest: v for record in self._mine() for v in record.versions.values()}
+        versions = [v for record in self._mine() for v in record.versions.values()]
+        self.left = frozenset(v.signature.model_id for v in versions if self._slot.leaves(v))
+        wanted = {v.digest: v for v in versions if not self._slot.leaves(v)}
         failed = {digest: why for digest, why in self.failed.items() if bytes.fromhex(digest) in wanted}
         for digest, version in wanted.items():
             if digest not in self._loaded and digest.hex() not in failed:
@@ -101,7 +112,9 @@ class Shelf:
                 except (UnloadableModel, ArtifactRefused) as error:
                     failed[digest.hex()] = str(error)
                     log.error("a version does not load", version=version.name, why=str(error))
-        self._loaded = {digest: model for digest, model in self._loaded.items() if digest in wanted}
+        if self._loaded.keys() - wanted.keys():
+            self._loaded = {digest: model for digest, model in self._loaded.items() if digest in wanted}
+            give_back()
         self.failed = failed
         if whole:
             # Otherwise the next look tries again.
@@ -126,37 +139,20 @@ class Shelf:
         return [record for record in records if not self._only or record.model_id in self._only]
 
     def _load(self, version: Version) -> LoadedModel:
-        artifacts = {artifact.name: self._fetch(artifact) for artifact in version.artifacts}
+        artifacts = {artifact.name: fetch(self._client, self._keys, artifact) for artifact in version.artifacts}
         self.loading = True
         try:
             self.before_load()
-            model = load_model(version.signature, artifacts)
+            model = load_model(version.signature, artifacts, self._slot.threads(version))
+            artifacts.clear()  # before its compiled form takes memory too
             model.warm()
             compiled = "switched off" if not self._compiles else model.compile() or "equal to the last bit"
             model.warm()
         finally:
             self.loading = False
+            give_back()
         for warning in model.warnings:
             log.warning("a version loaded with a warning", model=version.name, warning=warning)
         names = {"model_id": version.signature.model_id, "version": version.version}
         log.info("version loaded", **names, engine=model.engine, compiled=compiled)
         return model
-
-    def _fetch(self, artifact: Artifact) -> bytes:
-        """An artifact's bytes, chunk by chunk; the same bytes that are checked are the ones that are unpickled."""
-        digest = hashlib.sha256()
-        chunks = []
-        for number in range(artifact.chunks):
-            try:
-                chunk: Any = self._client.get(self._keys.chunk(artifact.sha256, number))
-            except RedisError as error:
-                raise ArtifactOutOfReach(f"{artifact.name} could not be fetched: {error}") from None
-            if chunk is None:
-                raise ArtifactOutOfReach(
-                    f"chunk {number} of {artifact.name} is not in Redis; the registry puts it back"
-                )
-            digest.update(chunk)
-            chunks.append(chunk)
-        if digest.hexdigest() != artifact.sha256:
-            raise ArtifactRefused(f"{artifact.name} is not the file that was recorded: its SHA-256 differs")
-        return b"".join(chunks)

@@ -27,7 +27,7 @@ _LIBRARIES = ("sklearn", "numpy", "scipy", "pandas", "joblib", "xgboost", "light
 def try_version(
     signature_json: bytes,
     files: Sequence[TrialFile],
-    contents: Mapping[str, bytes | memoryview],
+    contents: Mapping[str, bytes],
     *,
     on_stage: Callable[[str], None],
     memory: str,
@@ -75,7 +75,7 @@ def check_examples(model: LoadedModel) -> None:
             raise UnloadableModel(f"the output {column.name} is NaN for the example row {row}{hint}")
 
 
-def _check_digests(files: Sequence[TrialFile], contents: Mapping[str, bytes | memoryview]) -> None:
+def _check_digests(files: Sequence[TrialFile], contents: Mapping[str, bytes]) -> None:
     for file in files:
         if sha256(contents[file.name]).hexdigest() != file.sha256:
             raise UnloadableModel(f"{file.name} is not the file that was recorded: its SHA-256 differs")

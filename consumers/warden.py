@@ -12,6 +12,7 @@ import socket
 from contextlib import suppress
 from importlib import import_module
 
+from consumers.assembly import Assembly
 from consumers.attempt import Attempt, Gone
 from consumers.confinement import Confinement, adopt_orphans, die_with_parent, hide
 from contract.trial import IDLE_S, LENGTH, MAX_HEADER_BYTES, TrialHeader, Verdict, in_words
@@ -51,12 +52,12 @@ def answer(line: socket.socket, limits: Confinement, idle_s: float) -> None:
     with suppress(Gone, ValueError, OSError):
         while True:
             line.settimeout(idle_s)
-            first = bytes(_receive(line, 1))
+            first = receive(line, 1)
             line.settimeout(SILENCE_S)
-            (length,) = LENGTH.unpack(first + _receive(line, LENGTH.size - 1))
+            (length,) = LENGTH.unpack(first + receive(line, LENGTH.size - 1))
             if length > MAX_HEADER_BYTES:
                 return
-            header = TrialHeader.decode(bytes(_receive(line, length)))
+            header = TrialHeader.decode(receive(line, length))
             line.sendall(_verdict(line, header, limits).encode())
 
 
@@ -64,21 +65,22 @@ def _verdict(line: socket.socket, header: TrialHeader, limits: Confinement) -> V
     if header.total > limits.memory:
         left = header.total
         while left:  # to the end: the other side listens only then
-            left -= len(_receive(line, min(_PIECE, left)))
+            left -= len(receive(line, min(_PIECE, left)))
         return Verdict(f"its files have {in_words(header.total)}; a trial may take {limits.memory_in_words} of memory")
-    signature = bytes(_receive(line, header.signature_bytes))
-    contents = {file.name: _receive(line, file.size) for file in header.files}
+    signature = receive(line, header.signature_bytes)
+    contents = {file.name: receive(line, file.size) for file in header.files}
     return Attempt(limits, line).run(signature, header.files, contents)
 
 
-def _receive(line: socket.socket, count: int) -> memoryview:
-    """So many bytes; raises Gone where the other side closed before."""
-    buffer = bytearray(count)
-    view = memoryview(buffer)
+def receive(line: socket.socket, count: int) -> bytes:
+    """So many bytes, in the one buffer they came into; raises Gone where the other side closed before."""
+    assembly = Assembly(count)
     filled = 0
-    while filled < count:
-        got = line.recv_into(view[filled:], min(_PIECE, count - filled))
-        if not got:
-            raise Gone
-        filled += got
-    return view.toreadonly()
+    with assembly.space() as space:
+        while filled < count:
+            with space[filled : filled + _PIECE] as piece:
+                got = line.recv_into(piece)
+            if not got:
+                raise Gone
+            filled += got
+    return assembly.whole()

@@ -106,7 +106,9 @@ def parts(works: Sequence[Work], most: int) -> Iterator[list[Work]]:
         yield part
 
 
-def answered(works: Sequence[Work], answers: Answers, settings: Settings) -> tuple[list[Item], int]:
+def answered(
+    works: Sequence[Work], answers: Answers, settings: Settings, status: wire.Status = wire.OK
+) -> tuple[list[Item], int]:
     """How the works of one predict call leave with its answers, and how many rows it had."""
     items: list[Item] = []
     row = 0
@@ -120,7 +122,7 @@ def answered(works: Sequence[Work], answers: Answers, settings: Settings) -> tup
             packed=entry.packed,
             degraded=entry.degraded,
         )
-        items.append(work.finish(response, settings, wire.OK, position=row))
+        items.append(work.finish(response, settings, status, position=row))
         row += work.rows
     return items, row
 

@@ -95,8 +95,6 @@ class Worker:
             tally=self._tally,
             shadow=self._shadow,
         )
-        self._lent_runtime_id = ""
-        """Where it computes with the threads of a big model."""
         self._began = 0.0
         """When the work began that the next predict call is a part of: checking and completing count too, and reading
         where something waited already, since that is the pace at which a backlog goes."""
@@ -118,7 +116,7 @@ class Worker:
         self._until_reached(self._shelf.refresh)
         self._until_reached(lambda: self._shadow.tidy(self._load_client))
         known, lent = runtime(), runtime(self._slot.big_threads)
-        self._exits.runtime_id, self._lent_runtime_id = known.runtime_id, lent.runtime_id
+        self._exits.runtimes = {self._slot.big_threads: lent.runtime_id, 1: known.runtime_id}
         for each in (known, lent):
             runtimes = self._keys.runtimes
             shown: list[Argument] = ["HSET", runtimes, each.runtime_id, each.body]
@@ -282,7 +280,7 @@ class Worker:
             return
         head.predicted_us = now_us()
         head.engine = model.engine
-        head.runtime_id = self._lent_runtime_id if model.threads > 1 else ""
+        head.runtime_id = self._exits.runtimes[model.threads]
         answers = Answers(batch.model_id, first.version, columns, head.predicted_us)
         items, row = answered(works, answers, self._settings)
         head.batch_rows = row

@@ -31,9 +31,11 @@ class ModelKeys:
     crashes: str
     """Hash: entry id, `bulk ` before it for that lane -> consumers that tried it alone and were not seen to live on."""
     count: str
-    """Hash: accepted, completed, duplicates."""
+    """Hash: accepted, completed, copies, duplicates; the sink's epoch."""
     lone: str
     """String: the entry that is tried alone, named as in `crashes`; one in the pool at a time."""
+    shadow: str
+    """Hash: `<digest> <consumer>` of who computes copies on a shadow, or was not seen to live on after it."""
     rows_requests: str
     """Counter: rows waiting in the interactive lane."""
     rows_bulk: str
@@ -55,6 +57,7 @@ class ModelKeys:
             crashes=f"{base}:crashes",
             count=f"{base}:count",
             lone=f"{base}:lone",
+            shadow=f"{base}:shadow",
             rows_requests=f"{base}:rows:requests",
             rows_bulk=f"{base}:rows:bulk",
             reply_prefix=f"{base}:reply:",

@@ -103,7 +103,7 @@ def pools(workers: Sequence[Presence], waiting: Mapping[str, int]) -> dict[str, 
 
 def _alone(model_id: str, workers: Iterable[Presence]) -> Pool:
     """What the workers that serve a model do where no other model has work."""
-    serving = [worker for worker in workers if not worker.models or model_id in worker.models]
+    serving = [worker for worker in workers if worker.serves(model_id)]
     measured = [worker for worker in serving if worker.rows_per_s.get(model_id, 0.0) > 0]
     sure = [worker for worker in measured if model_id not in worker.rough]
     rates = [worker.rows_per_s[model_id] for worker in sure or measured]

@@ -58,6 +58,24 @@ class Settings(BaseSettings):
     compile_models: bool = Field(
         True, description="Whether models are computed in a compiled form where that differs in no bit of any answer."
     )
+    big_model_bytes: ByteSize = Field(
+        ByteSize(256 * 2**20),
+        ge=1,
+        description="A version whose artifacts have more bytes together is served by the first few workers of a pool "
+        "alone, such as 256MiB.",
+    )
+    big_model_workers: Count = Field(1, description="How many workers of a pool serve such a version.")
+    big_model_threads: int = Field(
+        0,
+        ge=0,
+        description="How many threads compute it in each of them; 0: as many as there are cores, one without a slot.",
+    )
+    slot: int = Field(
+        0,
+        ge=0,
+        description="A worker's place in its pool, from 1, as `up` and `worker --workers` set it; 0: none, and then "
+        "it serves every model.",
+    )
     lease_s: Positive = Field(3.0, description="How long an entry stays a silent worker's own, in seconds.")
     heartbeat_s: Positive = Field(0.5, description="How often a worker renews its leases, in seconds.")
     batch_limit_s: Positive = Field(30.0, description="Longest time for one batch; then the worker is replaced.")
@@ -67,6 +85,9 @@ class Settings(BaseSettings):
         "serves that is batch_limit_s.",
     )
     max_crashes: Count = Field(2, description="Lone attempts that ended in a dead process before an entry is poison.")
+    shadow_queue_rows: int = Field(
+        4096, ge=0, description="Most rows of copies that a worker keeps for a shadow; the oldest are dropped."
+    )
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="The models a worker serves, with commas between them; empty: all."
     )
@@ -88,6 +109,12 @@ class Settings(BaseSettings):
     )
     poll_s: Positive = Field(300.0, description="How often the registry looks into the blob store, in seconds.")
     load_limit_s: Positive = Field(60.0, description="Longest time the workers have to load a new version, in seconds.")
+    retire_after_s: float = Field(
+        60.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Least time for which a version that was replaced stays loaded, in seconds.",
+    )
     chunk_bytes: Count = Field(8 * 2**20, le=256 * 2**20, description="Size of an artifact's chunks in Redis.")
     trial_address: str = Field(
         "",

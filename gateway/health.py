@@ -13,8 +13,8 @@ def serving(
 ) -> dict[str, bool]:
     """Whether each model is SERVING; a pure decision.
 
-    At first a model is once every living worker has its live version; one that was `served` before stays so while a
-    single worker has it, so that a restarting worker does not take a model out of service.
+    At first a model is once every living worker that serves it has its live version; one that was `served` before
+    stays so while a single one has it, so that a restarting worker does not take a model out of service.
     """
     out = {}
     for model_id, record in records.items():
@@ -23,6 +23,6 @@ def serving(
             out[model_id] = False
             continue
         digest = live.digest.hex()
-        loaded = [digest in worker.loaded for worker in workers]
+        loaded = [digest in worker.loaded for worker in workers if worker.serves(model_id)]
         out[model_id] = any(loaded) and (model_id in served or all(loaded))
     return out

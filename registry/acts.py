@@ -165,7 +165,7 @@ class Acts:
         return await self._record(known, statement, _joined([*told, _again(known)]))
 
     async def shadow(self, model_id: str, version: str, by: str, *, off: bool) -> Done:
-        """Has the workers load a version that answers nobody."""
+        """Has the workers load a version that answers nobody, and compute copies of what they answered with it."""
         known = self._version(model_id, version)
         claim = self._goal(model_id).shadow
         if off:
@@ -175,7 +175,8 @@ class Acts:
             return await self._say(known, SHADOW_OFF, by, f"{known.name} is dropped")
         if self._live(model_id) == version:
             raise ActRefused(f"{known.name} is in production; a shadow is another version beside it")
-        return await self._say(known, SHADOW, by, _joined([f"{known.name} is loaded beside production", _again(known)]))
+        told = f"{known.name} computes copies of requests once every worker has loaded it, and answers nobody"
+        return await self._say(known, SHADOW, by, _joined([told, _again(known)]))
 
     # ------------------------------------------------------------------ what is known
 

@@ -20,6 +20,7 @@ from protos import millstream_v1_pb2_grpc as v1_grpc
 from protos import millstream_wire_v1_pb2 as wire
 
 DIGEST = hashlib.sha256(b"roi_prediction 1.0.0").digest()
+SHADOW_DIGEST = hashlib.sha256(b"roi_prediction 2.0.0").digest()
 T0 = 1_700_000_000_000_000
 """Microseconds; a second in November 2023."""
 
@@ -66,6 +67,17 @@ def ok(request_id: str, roi: float = 0.25, *, at_us: int = T0, **fields: Any) ->
     )
     event.response.predictions.add().outputs["roi_pct"].number = roi
     return event
+
+
+def copied(event: wire.Event, roi: float = 0.5) -> wire.Event:
+    """What a shadow made of the same request."""
+    copy = wire.Event()
+    copy.CopyFrom(event)
+    copy.status = wire.SHADOW
+    copy.entry.version = copy.response.version = "2.0.0"
+    copy.entry.digest = SHADOW_DIGEST
+    copy.response.predictions[0].outputs["roi_pct"].number = roi
+    return copy
 
 
 def failed(request_id: str, reason: str = "MODEL_FAILED", *, at_us: int = T0) -> wire.Event:

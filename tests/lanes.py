@@ -209,6 +209,21 @@ def withdraw(entry_id: bytes, request_id: str, **changes: Any) -> Item:
     return one._replace(**changes)
 
 
+def copy(entry_id: bytes, request_id: str, *, lane: wire.Lane = INTERACTIVE, **changes: Any) -> Item:
+    """How a worker lets go of what a shadow made of an entry that left before."""
+    answer = response(request_id)
+    one = finish(entry_id, request_id, lane=lane)._replace(
+        gate=b"copy",
+        rows=0,
+        event=event(entry(request_id), answer, wire.SHADOW, lane, entry_id, 1_700_000_000_000_000, 1, 0),
+        reply_ttl_s=b"",
+        state=b"",
+        gateway="",
+        wake=b"",
+    )
+    return one._replace(**changes)
+
+
 def _flat(entries: Sequence[Any]) -> Sequence[Any]:
     # RESP3 answers one list deeper than RESP2.
     return entries[0] if entries and entries[0] and isinstance(entries[0][0], list | tuple) else entries

@@ -14,7 +14,7 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -37,7 +37,7 @@ from protos import millstream_v1_pb2_grpc as v1_grpc
 from protos import millstream_wire_v1_pb2 as wire
 from tests.conditions import eventually
 from tests.odd_models import OddModel, TextModel
-from tests.publishing import publish, publish_files
+from tests.publishing import publish, publish_files, put
 from tests.servers import LOOPBACK, ROOT, Server, free_port
 
 ODD = "odd"
@@ -149,6 +149,10 @@ class GatewayProcess(RoleProcess):
         response: v1.SubmitResponse = self.stub.Submit(request, timeout=TIMEOUT_S)
         return response
 
+    def live(self, model_id: str) -> str:
+        """The version that it pins requests to which name none, but for a canary's share."""
+        return str(self.stub.GetModel(v1.GetModelRequest(model_id=model_id), timeout=TIMEOUT_S).version)
+
     def result(self, model_id: str, request_id: str, wait_s: float = 0.0) -> v1.PredictResponse:
         request = v1.GetResultRequest(model_id=model_id, request_id=request_id)
         request.wait.FromMilliseconds(int(wait_s * 1000))
@@ -250,12 +254,20 @@ class Stage:
             self.redis, self.keys, self._key, orjson.dumps(content), files, before=before
         )
 
-    def publish_odd(self, model_id: str = ODD) -> None:
-        """An OddModel that `self.odd` steers."""
-        self.publish_model(model_id, OddModel(self.odd.folder), [{"name": "x", "type": "float", "example": 1.0}])
+    def publish_odd(self, model_id: str = ODD, odd: Odd | None = None, *, tame: bool = False, **more: Any) -> None:
+        """An OddModel that `self.odd` steers, or another one."""
+        model = OddModel((odd or self.odd).folder, tame=tame)
+        self.publish_model(model_id, model, [{"name": "x", "type": "float", "example": 1.0}], **more)
 
     def publish_text(self) -> None:
         self.publish_model(TEXT, TextModel(TEXT_LENGTH), [{"name": "x", "type": "float", "example": 1.0}])
+
+    def route(self, model_id: str, **routing: Any) -> None:
+        """Changes the routing of a model, as the registry would."""
+        record = self.records[model_id]
+        record = replace(record, revision=record.revision + 1, routing=replace(record.routing, **routing))
+        put(self.redis, self.keys, self._key, record)
+        self.records[model_id] = record
 
     def worker(self, **settings: object) -> Worker:
         """Starts a worker, or a pool of `workers`; it has loaded everything when this returns."""
@@ -301,7 +313,7 @@ class Stage:
         return [{name.decode(): value for name, value in fields.items()} for _, fields in entries]
 
     def count(self, model_id: str) -> dict[str, int]:
-        """accepted, completed, duplicates."""
+        """accepted, completed, copies, duplicates."""
         counts: Any = self.redis.hgetall(self.keys.model(model_id).count)
         return {name.decode(): int(value) for name, value in counts.items()}
 
@@ -325,7 +337,7 @@ class Stage:
         assert [int(self.redis.get(name) or 0) for name in (keys.rows_requests, keys.rows_bulk)] == [0, 0]
         assert self.redis.exists(keys.lone, keys.crashes) == 0
         counts = self.count(model_id)
-        assert counts.get("accepted", 0) == counts.get("completed", 0)
+        assert counts.get("accepted", 0) + counts.get("copies", 0) == counts.get("completed", 0)
 
     def command(self, *words: str | bytes) -> None:
         """Any command to Redis."""

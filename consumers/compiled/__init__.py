@@ -26,13 +26,13 @@ another batch, since its library sums in another order there."""
 ROUNDS = 4
 
 
-def compiled(transforms: Sequence[Any], model: Any, calls: Sequence[str]) -> Form | None:
+def compiled(transforms: Sequence[Any], model: Any, calls: Sequence[str], threads: int = 1) -> Form | None:
     """The compiled form of these steps for these calls; None where there is none for all of them. Not yet tried."""
     *first, last = linear.flat(transforms, model)
     before = [step for step in map(linear.transform, first) if step is not None]
     if len(before) < len(first):
         return None
-    found = linear.model(last) or trees.model(last)
+    found = linear.model(last) or trees.model(last, threads)
     if found is None or not set(calls) <= found.calls.keys():
         return None
     return Form({name: _joined(before, found.calls[name]) for name in calls}, found.engine, found.most_rows)

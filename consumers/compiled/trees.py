@@ -18,8 +18,12 @@ MOST_ROWS = 128
 """Above about this, scikit-learn's own vectorised walk is faster on one thread."""
 
 
-def model(last: Any) -> Form | None:
-    """A fitted forest's calls; None for any other model, and where Treelite is not installed."""
+def model(last: Any, threads: int = 1) -> Form | None:
+    """A fitted forest's calls; None for any other model, and where Treelite is not installed.
+
+    With more than one thread it takes those that OpenMP has for the caller; it refuses any other number. Each takes
+    rows of its own, so no answer depends on how many there are.
+    """
     name = class_of(last)
     if name not in FORESTS or getattr(last, "n_outputs_", 1) != 1:
         return None
@@ -40,7 +44,7 @@ def model(last: Any) -> Form | None:
             rounded = rows.astype(np.float32).astype(np.float64)
         if not isfinite(rounded.sum()):
             raise NotTaken
-        answer: npt.NDArray[np.float64] = treelite.gtil.predict(forest, rounded, nthread=1)
+        answer: npt.NDArray[np.float64] = treelite.gtil.predict(forest, rounded, nthread=1 if threads == 1 else 0)
         return answer.reshape(len(rows), -1)
 
     engine = f"treelite {treelite.__version__} ({name})"

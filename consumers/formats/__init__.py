@@ -1,4 +1,4 @@
-"""Model files by format: bytes whose digest was checked -> a model in memory, on one thread.
+"""Model files by format: bytes whose digest was checked -> a model in memory, on as many threads as it is told.
 
 .joblib .pkl   pickles: scikit-learn, XGBoost, LightGBM, whatever has their API
 .skops         the same estimators without a pickle
@@ -20,11 +20,11 @@ from consumers.formats.pickle_file import Pickle
 from consumers.formats.refusal import UnloadableModel, hint, missing_library, said
 from consumers.formats.skops_archive import Skops
 from consumers.formats.stored import Stored
-from consumers.formats.threads import pin_to_one_thread
+from consumers.formats.threads import Lent, pin_threads
 from consumers.formats.torch_program import Torch
 from consumers.formats.xgboost_booster import XgboostFile
 
-__all__ = ["FORMATS", "ModelFormat", "UnloadableModel", "load_artifact", "pin_to_one_thread", "said"]
+__all__ = ["FORMATS", "Lent", "ModelFormat", "UnloadableModel", "load_artifact", "pin_threads", "said"]
 
 
 class ModelFormat(Protocol):
@@ -38,7 +38,7 @@ class ModelFormat(Protocol):
         """Installed packages whose versions can change what such a model answers."""
 
     def load(self, file: Stored) -> Any:
-        """An estimator with scikit-learn's API, or a Program, on one thread.
+        """An estimator with scikit-learn's API, or a Program, on the threads of the file.
 
         Raises UnloadableModel, or whatever its library raises.
         """
@@ -51,16 +51,20 @@ FORMATS: Mapping[str, ModelFormat] = {
 
 
 def load_artifact(
-    name: str, content: bytes | memoryview, beside: Mapping[str, bytes | memoryview] | None = None
+    name: str, content: bytes | memoryview, beside: Mapping[str, bytes | memoryview] | None = None, threads: int = 1
 ) -> tuple[Any, tuple[str, ...]]:
-    """What a model or transform file holds, and warnings of a library version that differs; raises UnloadableModel."""
+    """What a model or transform file holds, and warnings of a library version that differs; raises UnloadableModel.
+
+    Bytes are read where they are; a view is copied first. `threads` is for libraries that keep their own number.
+    """
     suffix = next((suffix for suffix in FORMATS if name.endswith(suffix)), None)
     if suffix is None:
         raise UnloadableModel(f"{name} is of no format that can be loaded; expected {', '.join(FORMATS)}")
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            loaded = FORMATS[suffix].load(Stored(name, content, beside or {}))
+            others = {each: bytes(held) for each, held in (beside or {}).items()}
+            loaded = FORMATS[suffix].load(Stored(name, bytes(content), others, threads))
     except UnloadableModel:
         raise
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""ONNX graphs, run by onnxruntime on one thread of the CPU; a graph is made of known operators and holds no code."""
+"""ONNX graphs, run by onnxruntime on the CPU; a graph is made of known operators and holds no code."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ class Onnx:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.intra_op_num_threads, options.inter_op_num_threads = file.threads, 1
+        # Threads that wait for the next call in a loop would take the cores from the other workers.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = _QUIET
         # No graph may name a file of this machine: what it names comes from the version, or from nowhere.
@@ -58,7 +60,7 @@ class Onnx:
             names = list(file.beside)
             buffers = [file.beside[name] for name in names]
             options.add_external_initializers_from_files_in_memory(names, buffers, [len(each) for each in buffers])
-        session = onnxruntime.InferenceSession(bytes(file.content), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(file.content, options, providers=["CPUExecutionProvider"])
         return OnnxGraph(file.name, session)
 
 

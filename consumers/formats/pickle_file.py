@@ -9,7 +9,7 @@ from io import BytesIO
 from typing import Any
 
 from consumers.formats.stored import Stored
-from consumers.formats.threads import pin_to_one_thread
+from consumers.formats.threads import pin_threads
 
 
 class Pickle:
@@ -23,5 +23,5 @@ class Pickle:
         import joblib  # takes a while, and a worker without such models never needs it
 
         loaded = joblib.load(BytesIO(file.content))
-        pin_to_one_thread(loaded)
+        pin_threads(loaded, file.threads)
         return loaded

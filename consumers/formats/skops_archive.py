@@ -7,7 +7,7 @@ from typing import Any
 from consumers.formats.archive import check_archive
 from consumers.formats.refusal import UnloadableModel
 from consumers.formats.stored import Stored
-from consumers.formats.threads import pin_to_one_thread
+from consumers.formats.threads import pin_threads
 
 MOST_NAMED = 10
 """Types named in a refusal."""
@@ -23,7 +23,7 @@ class Skops:
         """The estimator; raises UnloadableModel where a type in it is not trusted."""
         from skops import io
 
-        archive = bytes(file.content)
+        archive = file.content
         if "schema.json" not in check_archive(file.name, archive):
             raise UnloadableModel(f"{file.name} has no schema.json in it; expected an archive that skops.io.dump wrote")
         untrusted = io.get_untrusted_types(data=archive)
@@ -31,5 +31,5 @@ class Skops:
             shown = ", ".join(untrusted[:MOST_NAMED]) + (", …" if len(untrusted) > MOST_NAMED else "")
             raise UnloadableModel(f"{file.name} holds types that skops does not trust, so none was loaded: {shown}")
         loaded = io.loads(archive)
-        pin_to_one_thread(loaded)
+        pin_threads(loaded, file.threads)
         return loaded

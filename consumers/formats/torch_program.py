@@ -1,4 +1,4 @@
-"""PyTorch without the classes a model was written in: TorchScript and torch.export, on one thread of the CPU."""
+"""PyTorch without the classes a model was written in: TorchScript and torch.export, on the CPU."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Torch:
 
     def load(self, file: Stored) -> TorchProgram:
         """The program; raises UnloadableModel for what `torch.save` wrote, which is a pickle of somebody's class."""
-        archive = bytes(file.content)
+        archive = file.content
         # Members stand in one folder, whose name differs.
         members = {member.partition("/")[2]: member for member in check_archive(file.name, archive)}
         import torch

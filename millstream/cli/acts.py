@@ -82,7 +82,7 @@ def shadow(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Have the workers load a version beside production; it answers nobody.
+    """Have the workers compute copies of requests with a version too, when they are idle; it answers nobody.
 
     [bold]Example[/bold]
 

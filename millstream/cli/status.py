@@ -83,6 +83,12 @@ class ModelState:
     accepted: int
     completed: int
     duplicates: int
+    shadow: str
+    """The version that computes copies of requests; empty: none does."""
+    copies: int
+    """That shadows computed, ever."""
+    copies_dropped: int
+    """By the living workers, for want of idle room."""
     dead: int
     sink_behind: int
     """Entries of events that the event log has not committed."""
@@ -214,6 +220,9 @@ def _model(
         accepted=counted.get("accepted", 0),
         completed=counted.get("completed", 0),
         duplicates=counted.get("duplicates", 0),
+        shadow=record.routing.shadow,
+        copies=counted.get("copies", 0),
+        copies_dropped=sum(each.shadowed.get(record.model_id, (0, 0))[1] for each in processes),
         dead=dead or 0,
         sink_behind=events or 0,
         alarm="; ".join(each.alarm[record.model_id] for each in processes if record.model_id in each.alarm),
@@ -284,6 +293,9 @@ def _show(screen: Screen, health: str, addresses: dict[str, str], seen: Seen) ->
         ],
     )
     for model in seen.models:
+        if model.shadow:
+            told = f"{model.copies} copies of requests were computed, {model.copies_dropped} dropped"
+            screen.note(f"shadow: {model.model_id} {model.shadow}: {told}")
         if model.alarm:
             screen.note(f"alarm: the event log does not record {model.model_id}: {model.alarm}")
     for each in seen.processes:

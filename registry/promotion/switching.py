@@ -100,15 +100,19 @@ def decide(
 
 
 def beside_veto(record: ModelRecord, version: Version, workers: Sequence[Presence]) -> str:
-    """Why a canary or shadow can't stay, where a worker came up that does not load it; empty where nothing is wrong.
+    """Why a canary or shadow can't stay; empty where nothing is wrong.
 
-    A worker reads a model only once it has all its live versions: what stands beside must not keep it from that.
+    A worker reads a model only once it has all its live versions: what stands beside must not keep one that comes up
+    from that, nor end workers again and again.
     """
     if version.state != LIVE or version.version == record.routing.production:
         return ""
     digest = version.digest.hex()
     failing = next((worker for worker in workers if digest in worker.failed), None)
-    return f"worker {failing.name} cannot load it: {failing.failed[digest]}" if failing else ""
+    if failing is None:
+        return ""
+    why = failing.failed[digest]
+    return why if digest in failing.loaded else f"worker {failing.name} cannot load it: {why}"
 
 
 def serves(worker: Presence, model_id: str) -> bool:

@@ -4,7 +4,6 @@ is replaced leaves memory and Redis once nobody waits for it any more."""
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import joblib
 import numpy as np
 import pytest
-from sklearn.linear_model import LinearRegression
 
 from contract import trust
 from contract.connection import living
@@ -30,6 +27,7 @@ from tests.faults import TIMEOUT_S
 from tests.faults.crowd import Crowd, Pushing, Told
 from tests.faults.ledger import closed
 from tests.faults.test_registry import Registry
+from tests.multiplying import factor, write
 from tests.servers import RedisServer
 from tests.stage import Stage, ask, outputs
 
@@ -42,7 +40,7 @@ SWAPS = 50
 
 
 class Swapper:
-    """A stage, and a registry over a store of versions: each multiplies its one feature by its own major number."""
+    """A stage, and a registry over a store of versions."""
 
     def __init__(self, folder: Path, server: RedisServer, stage: Stage) -> None:
         self.stage = stage
@@ -57,24 +55,6 @@ class Swapper:
         self._closing = ExitStack()
         self.digests: dict[tuple[str, str], bytes] = {}
         self.chunk_keys: dict[tuple[str, str], list[str]] = {}
-
-    def publish(self, model_id: str, version: str, status: str = "staging") -> None:
-        model = LinearRegression()
-        model.coef_, model.intercept_, model.n_features_in_ = np.array([factor(version)]), 0.0, 1
-        model.name_ = model_id  # so that two models have no file in common
-        folder = self.store / model_id / version
-        folder.mkdir(parents=True)
-        joblib.dump(model, folder / "model.joblib")
-        signature = {
-            "model_id": model_id,
-            "version": version,
-            "trained_date": "2026-01-31",
-            "status": status,
-            "azure_location": "tests",
-            "expected_features": [{"index": 0, "name": "x", "type": "float", "example": 1.0}],
-            "outputs": [{"name": "out", "call": "predict"}],
-        }
-        (folder / "signature.json").write_text(json.dumps(signature))
 
     def start(self) -> None:
         """The registry runs and has looked into the store."""
@@ -146,10 +126,6 @@ class Swapper:
         self._closing.close()
 
 
-def factor(version: str) -> float:
-    return float(version.partition(".")[0])
-
-
 @pytest.fixture
 def swapper(tmp_path: Path) -> Iterator[Swapper]:
     with RedisServer(tmp_path / "redis") as server, Stage(tmp_path / "stage", server.url, "ms") as stage:
@@ -165,8 +141,8 @@ def test_a_hundred_swaps_under_load_fail_nobody_and_each_is_answered_by_the_vers
 ) -> None:
     stage = swapper.stage
     for model_id in MODELS:
-        swapper.publish(model_id, ONE, "production")
-        swapper.publish(model_id, TWO)
+        write(swapper.store, model_id, ONE, "production")
+        write(swapper.store, model_id, TWO)
     stage.worker(workers=2)
     swapper.start()
     gateway = stage.gateway(*MODELS)
@@ -204,7 +180,7 @@ def test_what_waits_for_a_version_is_answered_by_it_however_many_have_taken_over
     model_id, stage, odd = MODELS[0], swapper.stage, swapper.stage.odd
     stage.publish_odd(model_id)
     for version in (TWO, THREE):
-        swapper.publish(model_id, version)
+        write(swapper.store, model_id, version)
     stage.worker()
     gateway = stage.gateway(model_id)
     swapper.start()
@@ -221,7 +197,7 @@ def test_what_waits_for_a_version_is_answered_by_it_however_many_have_taken_over
             eventually(lambda: stage.waiting(model_id) == before + 5)
 
         wait_for(ONE)
-        for version in (TWO, THREE, TWO, THREE):
+        for version in (TWO, THREE):
             swapper.promote({model_id: version})
             eventually(lambda version=version: gateway.live(model_id) == version)  # type: ignore[misc]
             wait_for(version)

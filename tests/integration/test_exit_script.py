@@ -17,7 +17,7 @@ from contract.keys import GROUP
 from contract.scripts import ALL, EXIT
 from protos import millstream_wire_v1_pb2 as wire
 from tests.conditions import eventually
-from tests.lanes import BODY, ModelLanes, entry, finish, response, withdraw
+from tests.lanes import BODY, ModelLanes, copy, entry, finish, response, withdraw
 from tests.servers import RedisServer
 
 pytestmark = pytest.mark.integration
@@ -441,3 +441,26 @@ def test_a_server_that_lost_its_scripts_learns_them_again(tmp_path: Path, prefix
 
 def test_interactive_and_bulk_are_numbered_as_the_script_expects() -> None:
     assert (INTERACTIVE, BULK) == (0, 1)
+
+
+# ---------------------------------------------------------------- copies
+
+
+def test_a_copy_is_an_event_and_touches_nothing_else(lanes: ModelLanes) -> None:
+    """Neither the reply of the request it is of, nor an entry that waits or is held, even under the same id."""
+    gone, held = lanes.append("r1", "r2")
+    lanes.read()
+    lanes.leave(finish(gone, "r1"))
+    (waiting,) = lanes.append("r3")
+    before = lanes.snapshot()
+    assert lanes.leave(copy(gone, "r1"), copy(held, "r2"), copy(waiting, "r3")) == [1, 1, 1]
+    after = lanes.snapshot()
+    changed = {name.decode() for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    assert changed == {lanes.keys.events, lanes.keys.count}
+    assert lanes.events() == ["r1", "r1", "r2", "r3"]
+    assert [number for number, _ in lanes.batches()] == [1, 4]
+    assert lanes.counts() == {"accepted": 3, "completed": 4, "copies": 3}
+    # What was completed before and after counts as ever.
+    assert lanes.leave(finish(held, "r2")) == [1]
+    assert lanes.counts() == {"accepted": 3, "completed": 5, "copies": 3}
+    assert lanes.rows() == 1

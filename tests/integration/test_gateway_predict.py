@@ -24,7 +24,8 @@ def golden(stock: Path, model_id: str) -> list[dict[str, object]]:
 
 def test_list_models_names_every_model_with_what_a_person_needs_to_ask_it(gateway: GatewayProcess) -> None:
     models = {model.model_id: model for model in gateway.stub.ListModels(v1.ListModelsRequest(), timeout=5).models}
-    assert sorted(models) == ["churn", "credit_risk", "loan_approval", "odd", "roi_prediction", "text"]
+    # Other files of the same run may have published more on this stage.
+    assert models.keys() >= {"churn", "credit_risk", "loan_approval", "odd", "roi_prediction", "text"}
     loan = models["loan_approval"]
     assert [(f.index, f.name, f.type, f.required) for f in loan.features] == [
         (0, "amount_eur", "float", True),

@@ -11,13 +11,25 @@ import duckdb
 import orjson
 import pytest
 import redis
+from structlog.testing import capture_logs
 
 from contract.connection import living
 from contract.keys import Keys
 from protos import millstream_v1_pb2 as v1
 from protos import millstream_wire_v1_pb2 as wire
 from tests.conditions import eventually
-from tests.event_entries import DIGEST, T0, EventStream, RunningSink, failed, header, matrix, ok
+from tests.event_entries import (
+    DIGEST,
+    SHADOW_DIGEST,
+    T0,
+    EventStream,
+    RunningSink,
+    copied,
+    failed,
+    header,
+    matrix,
+    ok,
+)
 from tests.servers import RedisServer
 
 pytestmark = pytest.mark.integration
@@ -297,6 +309,36 @@ def test_a_stream_that_came_back_with_less_is_a_gap_and_no_event_twice(
     assert [(f"r{number}",) for number in range(6)] == found
     assert rows(tmp_path / "events.duckdb", "SELECT expected, found FROM gaps") == [(7, 4)]
     assert rows(tmp_path / "events.duckdb", "SELECT number FROM positions") == [(6,)]
+
+
+def test_a_copy_is_no_duplicate_of_what_it_is_a_copy_of_nor_recorded_twice_itself(
+    stream: EventStream, redis_url: str, prefix: str, tmp_path: Path
+) -> None:
+    """The server lost its last writes, and all that they were is done again; a copy even after nothing waits."""
+    events = [ok(f"r{number}") for number in range(3)]
+    copies = [copied(event) for event in events]
+    shadow = header(version="2.0.0", digest=SHADOW_DIGEST)
+    database = tmp_path / "events.duckdb"
+    with capture_logs() as told, RunningSink(redis_url, prefix, tmp_path) as sink:
+        stream.append(*events)
+        stream.append(copies[0], copies[1], head=shadow)
+        eventually(lambda: sink.count() == 5)
+        stream.number = 1
+        stream.append(*events[1:])
+        # One that is recorded and one that is not, whose request is.
+        stream.append(copies[0], copies[2], head=shadow)
+        eventually(lambda: any(each["event"] == "every event that came again was matched" for each in told))
+        assert sink.count() == 6
+    with RunningSink(redis_url, prefix, tmp_path) as sink:
+        stream.append(copies[1], head=shadow)
+        later = ok("r3", at_us=T0 + 60_000_000)
+        stream.append(later)
+        stream.append(copied(later), head=shadow)
+        eventually(lambda: sink.count() == 8)
+    found = rows(database, "SELECT request_id, status, version, digest FROM events ORDER BY sequence")
+    live, copy = ("OK", "1.0.0", DIGEST.hex()), ("SHADOW", "2.0.0", SHADOW_DIGEST.hex())
+    first = [("r0", *live), ("r1", *live), ("r2", *live), ("r0", *copy), ("r1", *copy)]
+    assert found == [*first, ("r2", *copy), ("r3", *live), ("r3", *copy)]
 
 
 def test_a_key_of_another_type_stops_no_other_model(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,23 +66,21 @@ class Trial:
     def counted(self, done: int, dropped: int) -> None:
         eventually(lambda: self.counts() == (done, dropped), within=5)
 
+    def living(self) -> list[str]:
+        """Those of the names whose process is there."""
+        alive = {each.name for each in self.workers()}
+        return [name for name in self.names() if name.partition(" ")[2] in alive]
+
     def names(self) -> list[str]:
         """Digest and worker of attempts that were not seen to end well."""
         fields: Any = self.stage.redis.hkeys(self.stage.keys.model(ODD).shadow)
         return [field.decode() for field in fields]
 
 
-@pytest.fixture(scope="module")
-def trial(valkey: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
-    folder = tmp_path_factory.mktemp("shadow")
-    settings = {
-        "batch_target_ms": 60_000,
-        "heartbeat_s": 0.1,
-        "lease_s": 60,
-        "batch_limit_s": 5,
-        "shadow_queue_rows": QUEUE_ROWS,
-    }
-    with Stage(folder, valkey.url, f"w{uuid.uuid4().hex[:12]}", **settings) as stage:
+@contextmanager
+def on_trial(valkey: RedisServer, folder: Path, **settings: object) -> Iterator[Trial]:
+    prefix = f"w{uuid.uuid4().hex[:12]}"
+    with Stage(folder, valkey.url, prefix, heartbeat_s=0.1, shadow_queue_rows=QUEUE_ROWS, **settings) as stage:
         shadow = Odd(folder / "shadow")
         stage.publish_odd(tame=True)
         stage.publish_odd(odd=shadow, version=SHADOW)
@@ -92,23 +90,16 @@ def trial(valkey: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture(scope="module")
-def worker(trial: Trial) -> Worker:
-    """Two of them under their supervisor, of which one alone reads while the other is paused."""
-    return trial.stage.worker(workers=2)
+def trial(valkey: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
+    """With one worker; calls that a test holds back must not teach it to read one row at a time."""
+    with on_trial(valkey, tmp_path_factory.mktemp("shadow"), batch_target_ms=60_000, lease_s=60) as trial:
+        trial.stage.worker()
+        yield trial
 
 
 @pytest.fixture(scope="module")
-def gateway(trial: Trial, worker: Worker) -> GatewayProcess:
+def gateway(trial: Trial) -> GatewayProcess:
     return trial.stage.gateway(ODD)
-
-
-@pytest.fixture
-def one(trial: Trial, worker: Worker) -> Iterator[None]:
-    """One worker alone serves: the other stands still, and holds nothing."""
-    pid = max(worker.pids)
-    os.kill(pid, signal.SIGSTOP)
-    yield
-    os.kill(pid, signal.SIGCONT)
 
 
 def test_a_copy_is_an_event_of_the_shadow_and_nothing_else(trial: Trial, gateway: GatewayProcess) -> None:
@@ -135,9 +126,7 @@ def test_a_copy_is_an_event_of_the_shadow_and_nothing_else(trial: Trial, gateway
     assert trial.names() == []
 
 
-def test_copies_wait_for_idle_room_and_the_oldest_are_dropped(
-    trial: Trial, gateway: GatewayProcess, worker: Worker, one: None
-) -> None:
+def test_copies_wait_for_idle_room_and_the_oldest_are_dropped(trial: Trial, gateway: GatewayProcess) -> None:
     """The worker is held in a live call while more requests come than it can keep copies of."""
     stage = trial.stage
     done, dropped = trial.counts()
@@ -154,14 +143,13 @@ def test_copies_wait_for_idle_room_and_the_oldest_are_dropped(
     assert trial.statuses("idle") == [wire.OK] * 22 + [wire.SHADOW] * QUEUE_ROWS
     assert copies.keys() == {"idle-bulk", *(f"idle-{n}" for n in range(13, 20))}
     trial.counted(done + QUEUE_ROWS, dropped + 22 - QUEUE_ROWS)
-    # One row at first, as nothing is known of the shadow yet; then never one call for both.
-    assert len(trial.shadow.calls[0]) == 1
-    assert sorted(value for call in trial.shadow.calls for value in call) == [*(23.0 + n for n in range(7)), 99.0]
+    # Never both in one call.
+    values = [10.0 + n for n in range(20)]
+    assert stage.odd.calls == [[1.0], values, [99.0]]
+    assert trial.shadow.calls == [[*values[13:], 99.0]]
 
 
-def test_who_comes_while_a_copy_is_computed_waits_for_that_call_only(
-    trial: Trial, gateway: GatewayProcess, worker: Worker, one: None
-) -> None:
+def test_who_comes_while_a_copy_is_computed_waits_for_that_call_only(trial: Trial, gateway: GatewayProcess) -> None:
     with trial.shadow.closed():
         gateway.predict(ask(ODD, 1.0, request_id="first-0"))
         eventually(lambda: trial.shadow.saw(1.0) == 1)
@@ -174,7 +162,7 @@ def test_who_comes_while_a_copy_is_computed_waits_for_that_call_only(
 
 
 def test_a_shadow_that_raises_has_its_error_recorded_and_costs_nobody_else_a_copy(
-    trial: Trial, gateway: GatewayProcess, worker: Worker, one: None
+    trial: Trial, gateway: GatewayProcess
 ) -> None:
     with trial.stage.odd.closed():
         calls = [gateway.start_predict(ask(ODD, 1.0, request_id="raises-0"))]
@@ -185,57 +173,55 @@ def test_a_shadow_that_raises_has_its_error_recorded_and_costs_nobody_else_a_cop
     assert [outputs(call.result())[0]["out"] for call in calls] == [2.0, 4.0, 2 * RAISES, 8.0]
     copies = trial.copied("raises", 4)
     error = copies["raises-2"].response.error
-    assert (error.reason, error.message[-17:]) == ("MODEL_FAILED", "this model likes")
+    assert (error.reason, "minus thirteen" in error.message) == ("MODEL_FAILED", True)
     assert {request_id for request_id, copy in copies.items() if outputs(copy.response)} == {
         "raises-0", "raises-1", "raises-3"
     }  # fmt: skip
     assert trial.names() == []
 
 
-def test_a_shadow_that_ended_two_workers_is_computed_by_nobody_until_it_is_one_anew(
-    trial: Trial, gateway: GatewayProcess, worker: Worker
-) -> None:
-    """Live work is answered all the while: what the dead workers held was copies."""
-    stage = trial.stage
-    trial.shadow.forget()
-    number = 0
+@pytest.fixture
+def pool(valkey: RedisServer, tmp_path: Path) -> Iterator[tuple[Trial, Worker]]:
+    """Two workers under their supervisor."""
+    with on_trial(valkey, tmp_path, batch_limit_s=3) as trial:
+        yield trial, trial.stage.worker(workers=2)
 
-    def crash() -> bool:
-        nonlocal number
-        number += 1
-        value = (CRASHES, HANGS)[number % 2]
-        response = gateway.predict(ask(ODD, value, request_id=f"crash-{number}"))
-        assert outputs(response) == [{"out": 2 * value}]
+
+@pytest.mark.faults
+def test_a_shadow_that_ended_two_workers_is_computed_by_nobody_until_it_is_one_anew(pool: tuple[Trial, Worker]) -> None:
+    """One was killed, the other hung. Live work is answered all the while: what the dead workers held was copies."""
+    trial, worker = pool
+    stage, gateway = trial.stage, trial.stage.gateway(ODD)
+    trial.shadow.forget()
+    for number, value in enumerate((CRASHES, HANGS), start=1):
+        assert outputs(gateway.predict(ask(ODD, value, request_id=f"ends-{number}"))) == [{"out": 2 * value}]
+        eventually(lambda number=number: len(trial.names()) == number and not trial.living(), within=20)  # type: ignore[misc]
+
+    def stopped() -> bool:
+        gateway.predict(ask(ODD, CRASHES))
         return any(trial.digest in each.failed for each in trial.workers())
 
-    eventually(crash, within=40)
-    assert len(trial.shadow.calls) == 2
+    eventually(stopped, within=20)
     assert [name.partition(" ")[0] for name in trial.names()] == [trial.digest] * 2
     [why] = {each.failed[trial.digest] for each in trial.workers() if each.failed}
     assert why == "it ended 2 worker processes while it computed copies of requests"
-    assert "a shadow is not computed any more" in "".join(
-        path.read_text() for path in worker.folder.glob("logs/worker-*.log")
-    )
-    eventually(lambda: len(worker.pids) == 2, within=20)
-    for _ in range(4):
-        gateway.predict(ask(ODD, CRASHES, request_id=f"crash-after-{uuid.uuid4().hex}"))
+    logs = worker.folder.glob("logs/worker-*.log")
+    assert any("a shadow is not computed any more" in log.read_text() for log in logs)
     stage.drained(ODD)
-    assert (len(trial.shadow.calls), trial.copies("crash")) == (2, [])
-    # As the registry does once it has seen why, and an operator who asks for it again.
+    # But for the example, on which workers that come up try what they load.
+    assert [call for call in trial.shadow.calls if call != [1.0]] == [[CRASHES], [HANGS]]
+    assert {event.status for event in stage.events(ODD)} == {wire.OK}
+    # The registry takes it out once it has seen why; an operator may ask for it again.
     stage.route(ODD, shadow="")
     eventually(lambda: not trial.names() and not any(each.failed for each in trial.workers()), within=5)
     stage.route(ODD, shadow=SHADOW)
-    revision = int(stage.redis.get(stage.keys.catalog_revision) or 0)  # type: ignore[arg-type]
-    eventually(lambda: all(each.revision >= revision for each in trial.workers()))
-    gateway.predict(ask(ODD, 5.0, request_id="anew"))
-    trial.copied("anew", 1)
+    eventually(lambda: gateway.predict(ask(ODD, 5.0)) and trial.copies(""), within=10)
 
 
 def test_a_shadow_that_takes_other_features_gets_no_copies(trial: Trial, gateway: GatewayProcess) -> None:
     stage = trial.stage
     other = Odd(stage.folder / "other")
     features = [LIVE_FEATURE, {"name": "y", "type": "float", "example": 1.0}]
-    _, dropped = trial.counts()
     stage.publish_odd(odd=other, version="3.0.0", expected_features=[{"index": i, **f} for i, f in enumerate(features)])
     stage.route(ODD, production="1.0.0", shadow="3.0.0")
     digest = stage.records[ODD].versions["3.0.0"].digest.hex()

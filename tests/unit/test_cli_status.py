@@ -28,7 +28,7 @@ def keys(redis_client: redis.Redis, prefix: str) -> Keys:
         record = wire.ModelRecord(
             model_id=model_id,
             versions=[wire.VersionRecord(version="2026.11.23-rc1", digest=b"\xab" * 32, state=wire.LIVE)],
-            routing=wire.Routing(production="2026.11.23-rc1"),
+            routing=wire.Routing(production="2026.11.23-rc1", shadow="2027.1" if model_id == "credit_risk" else ""),
         )
         sealed = wire.SignedRecord(record=record.SerializeToString()).SerializeToString()
         redis_client.hset(keys.catalog, model_id, sealed)
@@ -39,11 +39,12 @@ def keys(redis_client: redis.Redis, prefix: str) -> Keys:
     redis_client.xreadgroup("workers", "w", {names.requests: ">"}, count=1)
     redis_client.xadd(names.bulk, {"json": b"{}"})
     redis_client.mset({names.rows_requests: 123_456, names.rows_bulk: 1})
+    redis_client.hset(names.count, "copies", 9)
     redis_client.xadd(names.dead, {"reason": "MODEL_CRASHED"})
     for number in range(2):
         worker = Presence(
             "worker", f"a-long-host-name-{number}-abcdef", loaded=frozenset({"ab" * 32}), pid=1234567 + number,
-            rows_per_s={"credit_risk": 40_000.0}, served={"credit_risk": 11_111.2},
+            rows_per_s={"credit_risk": 40_000.0}, served={"credit_risk": 11_111.2}, shadowed={"credit_risk": (4, 30)},
         )  # fmt: skip
         show(redis_client, worker.beat(keys))
     show(redis_client, Presence("sink", "s", alarm={"credit_risk": ALARM}).beat(keys))
@@ -60,6 +61,8 @@ def test_json_has_backlog_age_rate_and_alarm_of_each_model(keys: Keys, redis_url
     assert 0 <= busy["oldest_s"]["bulk"] < 60
     assert (busy["rows_per_s"], busy["capacity_rows_per_s"]) == (22_222.4, 80_000.0)
     assert (busy["dead"], busy["alarm"]) == (1, ALARM)
+    assert (busy["shadow"], busy["copies"], busy["copies_dropped"]) == ("2027.1", 9, 60)
+    assert (idle["shadow"], idle["copies"], idle["copies_dropped"]) == ("", 0, 0)
     assert idle["oldest_s"] == {"requests": None, "bulk": None}
     assert (idle["rows_per_s"], idle["alarm"]) == (0.0, "")
 
@@ -72,3 +75,5 @@ def test_a_terminal_of_a_hundred_columns_holds_it(keys: Keys, redis_url: str, mo
     assert ["credit_risk", "2026.11.23-rc1", "123457", "2", "1", "1", "2 h", "22222", "1", "0"] in rows
     assert f"the event log does not record credit_risk: {ALARM}" in shown.stderr
     assert "alarm: registry: the store: away (since noon)" in shown.stderr
+    assert "shadow: credit_risk 2027.1: 9 copies of requests were computed, 60 dropped" in shown.stderr
+    assert "shadow: idle" not in shown.stderr

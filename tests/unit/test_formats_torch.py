@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from consumers.formats import UnloadableModel, load_artifact
+from consumers.formats import Lent, UnloadableModel, load_artifact
 from consumers.model import LoadedModel, PredictFailed, load_model
 from tests.unit.test_model import X, signature
 
@@ -213,3 +213,11 @@ def test_a_truncated_file_is_refused(form: str, request: pytest.FixtureRequest) 
     for length in (0, 100, len(content) // 2, len(content) - 1):
         with pytest.raises(UnloadableModel, match="it is no whole zip archive"):
             load_artifact("model.pt", content[:length])
+
+
+def test_a_big_model_lends_pytorch_its_threads(torch: Any) -> None:
+    """PyTorch keeps a number of its own beside OpenMP's."""
+    before = torch.get_num_threads()
+    with Lent(before + 1).lent():
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before

@@ -19,7 +19,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression, SGDClassi
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from consumers.formats import load_artifact, pin_to_one_thread
+from consumers.formats import load_artifact, pin_threads
 from consumers.model import LoadedModel, PredictFailed, Rows, UnloadableModel, load_model, rows_of
 from contract.signature import Signature, parse_signature
 
@@ -444,7 +444,7 @@ def test_every_estimator_inside_is_pinned_to_one_thread() -> None:
     forest = RandomForestClassifier(4, n_jobs=4)
     voting = VotingClassifier([("forest", forest), ("line", LogisticRegression())], n_jobs=2)
     pipeline = make_pipeline(StandardScaler(), voting).fit(X, Y)
-    pin_to_one_thread(pipeline)
+    pin_threads(pipeline)
     fitted = pipeline[-1].estimators_[0]
     assert (pipeline[-1].n_jobs, fitted.n_jobs, forest.n_jobs) == (1, 1, 1)
 

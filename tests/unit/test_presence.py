@@ -15,6 +15,8 @@ SHOWN = Presence(
     failed={"cc": "needs xgboost"},
     rows_per_s={"churn": 1234.5},
     served={"churn": 12.5},
+    outcomes={"aa": (7, 1)},
+    shadowed={"churn": (3, 2)},
     pid=42,
 )
 KEYS = Keys("t")

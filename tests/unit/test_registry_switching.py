@@ -19,6 +19,7 @@ from registry.promotion.switching import (
     Wait,
     Withdraw,
     arranged,
+    beside_veto,
     decide,
     loading,
     with_live,
@@ -204,3 +205,21 @@ def test_what_was_canary_or_shadow_and_is_no_more_retires() -> None:
 def test_a_version_that_all_workers_have_is_live_and_then_gets_its_place() -> None:
     before = record("1.0.0", v1_0_0=LIVE, v2_0_0=LOADING)
     assert arranged(with_live(before, "2.0.0"), goal("2.0.0")) == record("2.0.0", v1_0_0=RETIRING, v2_0_0=LIVE)
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        pytest.param(worker("a", "1.0.0", "2.0.0"), "", id="it has it"),
+        pytest.param(
+            worker("a", "1.0.0", failed="2.0.0"), "worker a cannot load it: no module named torch", id="it can't load it"
+        ),
+        pytest.param(
+            worker("a", "1.0.0", "2.0.0", failed="2.0.0"), "no module named torch", id="it loaded it, and gave it up since"
+        ),
+    ],
+)
+def test_what_stands_beside_production_goes_where_a_worker_gives_it_up(shown: Presence, expected: str) -> None:
+    held_so = record("1.0.0", v1_0_0=LIVE, v2_0_0=LIVE)
+    assert beside_veto(held_so, held_so.versions["2.0.0"], [worker("b", "1.0.0", "2.0.0"), shown]) == expected
+    assert beside_veto(held_so, held_so.versions["1.0.0"], [worker("a", "2.0.0", failed="1.0.0")]) == ""
