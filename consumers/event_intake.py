@@ -72,7 +72,8 @@ class EventIntake:
     def recovered(self, model_id: str) -> None:
         """Nothing that old waits, and everything that came of it was taken."""
         at = self.positions[model_id]
-        self._reach(model_id, replace(at, recover_until_ms=0, copies_until_ms=at.recover_until_ms))
+        until_ms = max(at.copies_until_ms, at.recover_until_ms)
+        self._reach(model_id, replace(at, recover_until_ms=0, copies_until_ms=until_ms))
         log.info("every event that came again was matched", model_id=model_id)
 
     # ------------------------------------------------------------------ a whole stream

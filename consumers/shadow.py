@@ -41,6 +41,8 @@ from protos import millstream_wire_v1_pb2 as wire
 COPY = b"copy"
 MOST_ROWS = 64
 """Of one predict call: whoever comes meanwhile waits for it."""
+REST = 9
+"""Times as long as a slow call took, no copy is computed after it: of the requests that come one in ten meets it."""
 HOLD_OFF_S = 0.1
 """After Redis could not be asked, or while somebody else tries alone what ended a worker before."""
 
@@ -60,6 +62,7 @@ class Shadow:
         self._shelf = shelf
         self._exits = exits
         self._worker = worker
+        self._target_s = settings.batch_target_ms / 1000
         self._copies = Copies(settings.shadow_queue_rows)
         self._done: dict[str, int] = {}
         self._forms: dict[bytes, Form] = {}
@@ -142,7 +145,9 @@ class Shadow:
             room = pace.room(min(MOST_ROWS, self._settings.batch_rows)) if pace else 1
             works = [copy.work(version.version, version.digest) for copy in self._copies.take(room)]
             taken = len(works)
+            began = time.monotonic()
             calls = self._predicted(model_id, version, model, works)
+            self._hold_until = (ended := time.monotonic()) + rest_s(ended - began, self._target_s)
             self._take_name_away()
             for head, items in calls:
                 self._exits.copy(model_id, head, items)
@@ -184,7 +189,7 @@ class Shadow:
         answers = Answers(model_id, version.version, columns, head.predicted_us)
         items, rows = answered(works, answers, self._settings, wire.SHADOW)
         head.batch_rows = rows
-        pace = self._pace.get(version.digest) or Pace(self._settings.batch_target_ms / 1000)
+        pace = self._pace.get(version.digest) or Pace(self._target_s)
         self._pace[version.digest] = pace.after(rows, seconds, seconds)
         return [(head, _copies(items))]
 
@@ -272,6 +277,11 @@ def shadow_of(record: ModelRecord | None) -> Version | None:
         return None
     version = record.versions.get(record.routing.shadow)
     return version if version is not None and version.state == LIVE else None
+
+
+def rest_s(seconds: float, target_s: float) -> float:
+    """How long a shadow is left alone whose call took so long, where a call should take `target_s`."""
+    return REST * seconds if seconds > target_s else 0.0
 
 
 def _copies(items: Iterable[Item]) -> list[Item]:

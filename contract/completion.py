@@ -86,6 +86,7 @@ class Item(NamedTuple):
     """One entry on its way out. (A tuple in the order the script takes it: one is made per request.)"""
 
     gate: bytes
+    """finish: by who computed it; withdraw: its caller went away; copy: a shadow's, of what has left before."""
     lane: int
     """1 for requests, 2 for bulk: the place of the stream among the script's keys."""
     entry_id: bytes

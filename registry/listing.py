@@ -76,7 +76,7 @@ def state_of(version: KnownVersion, record: ModelRecord | None, goal: Wanted) ->
             return "loading", ""
         if held.state == LIVE:
             return _role(version.version, record.routing), ""
-        return "retiring", instead
+        return ("refused", version.refused) if version.refused else ("retiring", instead)
     if version.refused:
         return "refused", version.refused
     if not version.place:

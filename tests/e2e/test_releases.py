@@ -49,19 +49,15 @@ def up(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrontD
         yield up
 
 
-def shown(up: FrontDoor) -> dict[str, dict[str, Any]]:
-    """Version -> what the gateway says of it."""
-    return {row["version"]: row for row in up.rows("models", MODEL)[0]["versions"]}
-
-
 def routed(up: FrontDoor, version: str, state: str, percent: float) -> None:
     """Waits until the gateway itself routes so."""
+    with up.client() as client:
 
-    def is_so() -> bool:
-        row = shown(up).get(version, {})
-        return (row.get("state"), row.get("traffic_percent")) == (state, percent)
+        def is_so() -> bool:
+            rows = client.model(MODEL).versions
+            return (version, state, percent) in [(row.version, row.state, row.traffic_percent) for row in rows]
 
-    eventually(is_so, within=40)
+        eventually(is_so, within=40)
 
 
 def answered(crowd: Crowd, since: int, count: int) -> list[tuple[Told, v1.PredictResponse]]:
@@ -116,9 +112,11 @@ def test_promote_canary_shadow_and_rollback_under_200_callers_fail_nobody(up: Fr
 
         act(up, "canary", MODEL, CANARY, "--percent", "10")
         routed(up, CANARY, "canary", 10.0)
-        at_10 = answered(crowd, crowd.asked, 2000)
+        at_10 = answered(crowd, crowd.asked, 1500)
         entities = [f"user-{number}" for number in range(150)]
         first = asked_for(up, entities)
+        in_first = {entity for entity in entities if bucket(MODEL, salt(up), entity) < 1_000}
+        assert {entity for entity, version in first.items() if version == CANARY} == in_first != set()
         act(up, "canary", MODEL, CANARY, "--percent", "30")
         routed(up, CANARY, "canary", 30.0)
         at_30 = answered(crowd, crowd.asked, 1000)
@@ -128,7 +126,7 @@ def test_promote_canary_shadow_and_rollback_under_200_callers_fail_nobody(up: Fr
         routed(up, SHADOW, "shadow", 0.0)
         crowd.under_way(2 * USERS)
 
-        said = shown(up)
+        said = {row["version"]: row for row in up.rows("models", MODEL)[0]["versions"]}
         act(up, "rollback", MODEL)
         routed(up, LIVE, "live", 70.0)
         after = answered(crowd, crowd.asked, USERS)
@@ -199,7 +197,7 @@ def test_a_canary_that_fails_too_often_goes_back_to_nothing_and_the_history_says
                     reasons.append(error.reason)
                 else:
                     assert (answer.version, answer.outputs) == (LIVE, {"out": -1.0})
-            return bool(shown(up)[RAISING]["traffic_percent"] == 0.0)
+            return all(row.traffic_percent == 0.0 for row in client.model(MODEL).versions if row.version == RAISING)
 
         eventually(aborted, within=30)
         assert set(reasons) == {"MODEL_FAILED"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,12 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from contract.connection import living
 from contract.presence import Presence
+from millstream.local.state_dir import StateDir
+from protos import millstream_v1_pb2 as v1
+from protos import millstream_v1_pb2_grpc as v1_grpc
 from protos import millstream_wire_v1_pb2 as wire
 from tests.conditions import eventually
+from tests.faults.test_registry import Registry
 from tests.odd_models import CRASHES, HANGS, RAISES
 from tests.servers import RedisServer
 from tests.stage import ODD, GatewayProcess, Odd, Stage, Worker, ask, outputs
@@ -188,7 +194,9 @@ def pool(valkey: RedisServer, tmp_path: Path) -> Iterator[tuple[Trial, Worker]]:
 
 
 @pytest.mark.faults
-def test_a_shadow_that_ended_two_workers_is_computed_by_nobody_until_it_is_one_anew(pool: tuple[Trial, Worker]) -> None:
+def test_a_shadow_that_ended_two_workers_is_computed_by_nobody_until_it_is_one_anew(
+    pool: tuple[Trial, Worker], tmp_path: Path
+) -> None:
     """One was killed, the other hung. Live work is answered all the while: what the dead workers held was copies."""
     trial, worker = pool
     stage, gateway = trial.stage, trial.stage.gateway(ODD)
@@ -211,11 +219,33 @@ def test_a_shadow_that_ended_two_workers_is_computed_by_nobody_until_it_is_one_a
     # But for the example, on which workers that come up try what they load.
     assert [call for call in trial.shadow.calls if call != [1.0]] == [[CRASHES], [HANGS]]
     assert {event.status for event in stage.events(ODD)} == {wire.OK}
-    # The registry takes it out once it has seen why; an operator may ask for it again.
-    stage.route(ODD, shadow="")
-    eventually(lambda: not trial.names() and not any(each.failed for each in trial.workers()), within=5)
-    stage.route(ODD, shadow=SHADOW)
-    eventually(lambda: gateway.predict(ask(ODD, 5.0)) and trial.copies(""), within=10)
+    with registry(stage, tmp_path) as calls:
+
+        def row() -> tuple[str, str]:
+            listed = calls.ListVersions(v1.ListVersionsRequest()).versions
+            return next(((each.state, each.problem) for each in listed if each.version == SHADOW), ("", ""))
+
+        eventually(lambda: row() == ("refused", why), within=20)
+        eventually(lambda: not trial.names() and not any(each.failed for each in trial.workers()), within=5)
+        calls.SetShadow(v1.SetShadowRequest(model_id=ODD, version=SHADOW, by="tests"))
+        eventually(lambda: gateway.predict(ask(ODD, 5.0)) and trial.copies(""), within=20)
+        eventually(lambda: row() == ("shadow", ""))
+
+
+@contextmanager
+def registry(stage: Stage, folder: Path) -> Iterator[Any]:
+    """A registry that takes the stage's records over; what its service answers."""
+    (folder / "store").mkdir()
+    process = Registry(folder / "registry", {**stage.environment, "store_url": folder / "store"})
+    keys = StateDir(process.folder).create().keys
+    for key in stage.folder.glob("registry.*"):
+        shutil.copy(key, keys)
+    process.start()
+    try:
+        with grpc.insecure_channel(str(process.settings["registry_listen"])) as channel:
+            yield v1_grpc.RegistryStub(channel)
+    finally:
+        process.stop()
 
 
 def test_a_shadow_that_takes_other_features_gets_no_copies(trial: Trial, gateway: GatewayProcess) -> None:

@@ -30,6 +30,8 @@ from tests.lanes import ModelLanes, response
 BOUND = 24
 MOST_CRASHES = 2
 SLOTS = 3
+SHADOW = b"shadow"
+"""Digest of the version that computes copies."""
 LANES = (INTERACTIVE, BULK)
 
 slots = st.integers(0, SLOTS - 1)
@@ -93,6 +95,9 @@ class Delivery(RuleBasedStateMachine):
         self.asked: dict[Place, Asked] = {}
         self.accepted: dict[Place, Asked] = {}
         self.finished: dict[Place, wire.Status] = {}
+        self.kept: list[Place] = []
+        """Copies of answered entries that wait for a shadow."""
+        self.copied: set[Place] = set()
         self.refused: set[Place] = set()
         self.read_once: set[Place] = set()
         self.known: dict[str, Place] = {}
@@ -256,7 +261,24 @@ class Delivery(RuleBasedStateMachine):
             expected.append(0 if self._over(unit.place) else 1)
             if not self._over(unit.place):
                 self._end(unit.place, end)
+                self.kept += [unit.place] * (end == wire.OK)
         assert self.complete(items, head) == expected
+
+    @precondition(lambda self: self.kept)
+    @rule(most=few)
+    def copy(self, most: int) -> None:
+        """A shadow computed what was answered before, whatever became of its reply since."""
+        taken, self.kept = self.kept[:most], self.kept[most:]
+        items = []
+        for lane, entry_id in taken:
+            asked = self.asked[Place(lane, entry_id)]
+            one = wire.Entry(request_id=asked.request_id, digest=SHADOW, matrix={"rows": asked.rows})
+            made = event(one.SerializeToString(), response(asked.request_id), wire.SHADOW, lane, entry_id)
+            place = 2 if lane == BULK else 1
+            items.append(Item(b"copy", place, entry_id, 0, made, b"", b"", "", b"", b"", asked.request_id))
+        head = wire.Header(model_id=self.lanes.model_id, digest=SHADOW)
+        assert self.lanes.leave(*items, head=head) == [1] * len(items)
+        self.copied.update(taken)
 
     def complete(self, items: list[Item], head: wire.Header) -> list[int]:
         return self.lanes.leave(*items, head=head)
@@ -467,9 +489,10 @@ class Delivery(RuleBasedStateMachine):
         self.recorded(self.log + [_batch(fields) for _, fields in new])
 
     def counted(self, counts: dict[str, int]) -> None:
-        """The counters agree with what was answered, so that `accepted = completed + waiting` always."""
+        """The counters agree with what was answered, so that `accepted + copies = completed + waiting` always."""
         assert counts.get("accepted", 0) == len(self.accepted)
-        assert counts.get("completed", 0) == len(self.finished)
+        assert counts.get("completed", 0) == len(self.finished) + len(self.copied)
+        assert counts.get("copies", 0) == len(self.copied)
         assert counts.get("duplicates", 0) == len(self.refused)
 
     def counting(self, tried: dict[str, list[str]]) -> None:
@@ -495,8 +518,9 @@ class Delivery(RuleBasedStateMachine):
             for each in batch.events:
                 place = Place(each.lane, each.entry_id.encode())
                 found[(place, each.status)] += 1
-                assert each.entry.digest == batch.header.digest == self.asked[place].digest
-        assert found == Counter(self.finished.items())
+                digest = SHADOW if each.status == wire.SHADOW else self.asked[place].digest
+                assert each.entry.digest == batch.header.digest == digest
+        assert found == Counter([*self.finished.items(), *((place, wire.SHADOW) for place in self.copied)])
 
     def teardown(self) -> None:
         if not hasattr(self, "client"):

@@ -210,13 +210,11 @@ def test_a_version_that_all_workers_have_is_live_and_then_gets_its_place() -> No
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        pytest.param(worker("a", "1.0.0", "2.0.0"), "", id="it has it"),
+        pytest.param(worker("a", "1.0.0", "2.0.0"), "", id="loaded"),
         pytest.param(
-            worker("a", "1.0.0", failed="2.0.0"), "worker a cannot load it: no module named torch", id="it can't load it"
+            worker("a", "1.0.0", failed="2.0.0"), "worker a cannot load it: no module named torch", id="not loaded"
         ),
-        pytest.param(
-            worker("a", "1.0.0", "2.0.0", failed="2.0.0"), "no module named torch", id="it loaded it, and gave it up since"
-        ),
+        pytest.param(worker("a", "1.0.0", "2.0.0", failed="2.0.0"), "no module named torch", id="given up since"),
     ],
 )
 def test_what_stands_beside_production_goes_where_a_worker_gives_it_up(shown: Presence, expected: str) -> None:
