@@ -18,10 +18,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from consumers.formats import UnloadableModel, load_artifact
-from consumers.formats.estimator import fitted_names
-from consumers.formats.program import Program
-from consumers.model import load_model, rows_of
+from consumers.model.formats import UnloadableModel, load_artifact
+from consumers.model.formats.estimator import fitted_names
+from consumers.model.formats.program import Program
+from consumers.model.model import load_model, rows_of
 from contract.signature import SignatureError, Value, parse_signature
 
 MOST_ROWS = 10_000

@@ -12,7 +12,7 @@ import anyio.to_thread
 import structlog
 from redis.exceptions import RedisError
 
-from consumers.leases import hand_over
+from consumers.worker.leases import hand_over
 from contract.connection import connect
 from contract.keys import Keys
 from contract.presence import consumer_prefix

@@ -92,7 +92,7 @@ def worker(settings: Settings) -> None:
         os.environ.setdefault(limit, "1")
     # A predict that never lets go of the GIL must not hold up the heartbeat for longer than needed.
     sys.setswitchinterval(0.001)
-    from consumers.worker import Worker
+    from consumers.worker.worker import Worker
     from contract.connection import connect
     from contract.trust import KeyUnusable
     from ingest.features import stored_now
@@ -111,9 +111,9 @@ def worker(settings: Settings) -> None:
 
 def sink(settings: Settings, *, accept_gap: bool = False) -> None:
     """Records events until SIGTERM or SIGINT; `accept_gap` lets what is missing at its start be a row of the log."""
-    from consumers.event_database import EventDatabaseError
-    from consumers.event_log import ListenError
-    from consumers.sink import run_sink
+    from consumers.sink.database import EventDatabaseError
+    from consumers.sink.service import ListenError
+    from consumers.sink.sink import run_sink
 
     set_up_log(settings, "sink")
     state = StateDir(settings.state_dir).create()

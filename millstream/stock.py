@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from consumers.model import load_model, rows_of
+from consumers.model.model import load_model, rows_of
 from contract.signature import Value, parse_signature
 
 LOCATION = "ai-models"

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 UNIX = "unix:"
 _BACKLOG = 4
 # -I alone would leave out the folder of a checkout and what PYTHONPATH names, or take another checkout's.
-_BOOT = "import json, sys; sys.path = json.loads(sys.argv[1]); from consumers.warden import main; main(sys.argv[2:])"
+_BOOT = (
+    "import json, sys; sys.path = json.loads(sys.argv[1]); from consumers.trial.warden import main; main(sys.argv[2:])"
+)
 
 
 class NoPlaceToListen(Exception):

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import grpc
 
-from consumers.sink import run_sink
+from consumers.sink.sink import run_sink
 from contract.connection import connect
 from contract.keys import Keys
 from contract.settings import Settings

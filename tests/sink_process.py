@@ -19,11 +19,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import consumers.event_recovery
-import consumers.sink
-from consumers.event_database import Batch, EventDatabase, EventDatabaseError
-from consumers.event_streams import EventStreams
-from consumers.sink import run_sink
+import consumers.sink.recovery
+import consumers.sink.sink
+from consumers.sink.database import Batch, EventDatabase, EventDatabaseError
+from consumers.sink.sink import run_sink
+from consumers.sink.streams import EventStreams
 from contract.log import set_up_log
 from contract.settings import Settings
 
@@ -135,8 +135,8 @@ def live(life: Life, url: str, prefix: str, database: Path) -> int:
         resource.setrlimit(resource.RLIMIT_FSIZE, (life.file_bytes, most))
     # Commits follow one another at once: it is their order that these tests are about. Each pass looks whether a
     # recovery is over.
-    consumers.sink.GROUP_S = 0.02
-    consumers.event_recovery.LOOK_S = 0.0
+    consumers.sink.sink.GROUP_S = 0.02
+    consumers.sink.recovery.LOOK_S = 0.0
     if life.naive:
         make_naive(life.naive)
     watch(Death(life))

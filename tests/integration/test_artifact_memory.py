@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import redis
 
-from consumers.artifacts import ArtifactOutOfReach, ArtifactRefused, fetch
-from consumers.assembly import Assembly
-from consumers.attempt import Gone
-from consumers.formats import load_artifact
-from consumers.warden import receive
+from consumers.model.formats import load_artifact
+from consumers.trial.attempt import Gone
+from consumers.trial.warden import receive
+from consumers.worker.artifacts import ArtifactOutOfReach, ArtifactRefused, fetch
+from consumers.worker.assembly import Assembly
 from contract.keys import Keys
 from contract.record import Artifact
 from tests.servers import RedisServer
@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 FETCHES = """
 import sys
 from io import BytesIO
-from consumers.artifacts import fetch
+from consumers.worker.artifacts import fetch
 from contract.connection import connect
 from contract.keys import Keys
 from contract.record import Artifact

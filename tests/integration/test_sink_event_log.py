@@ -13,9 +13,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from consumers.event_database import EventDatabase
-from consumers.event_log import MAX_FOLLOWERS, EventLogServer, ListenError
-from consumers.sink import Sink
+from consumers.sink.database import EventDatabase
+from consumers.sink.service import MAX_FOLLOWERS, EventLogServer, ListenError
+from consumers.sink.sink import Sink
 from contract.keys import Keys
 from contract.settings import Settings
 from protos import millstream_v1_pb2 as v1

@@ -13,8 +13,8 @@ from typing import Any
 import anyio
 import pytest
 
-from consumers.confinement import Confinement
-from consumers.warden import answer
+from consumers.trial.confinement import Confinement
+from consumers.trial.warden import answer
 from contract.settings import Settings
 from contract.trial import LENGTH, Verdict
 from millstream.roles import THREAD_LIMITS

@@ -46,7 +46,7 @@ class Apart:
 
     def can_run(self) -> bool:
         """Whether that user may read the interpreter and the packages: both may stand in somebody's home."""
-        probe = self.command("-c", "import consumers.warden, millstream.trial, millstream.cli")
+        probe = self.command("-c", "import consumers.trial.warden, millstream.trial, millstream.cli")
         return subprocess.run(probe, capture_output=True, check=False, cwd="/").returncode == 0
 
     def start(self) -> subprocess.Popen[bytes]:

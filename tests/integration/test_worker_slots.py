@@ -19,8 +19,8 @@ import redis
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sklearn.linear_model import LinearRegression
 
-from consumers.shelf import Shelf
-from consumers.slot import Slot
+from consumers.worker.shelf import Shelf
+from consumers.worker.slot import Slot
 from contract.catalog import Catalog
 from contract.connection import living
 from contract.keys import Keys

@@ -10,8 +10,8 @@ import pytest
 import redis
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from consumers.formats import load_artifact
-from consumers.shelf import Shelf
+from consumers.model.formats import load_artifact
+from consumers.worker.shelf import Shelf
 from contract.catalog import Catalog
 from contract.keys import Keys
 from contract.record import ModelRecord, Routing

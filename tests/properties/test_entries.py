@@ -11,7 +11,7 @@ import orjson
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from consumers.work import Work, rows_of_entries
+from consumers.worker.work import Work, rows_of_entries
 from contract.admission import Admitted
 from contract.errors import Reason, Refused
 from contract.request import Native, Request

@@ -23,8 +23,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, PolynomialFeatures, RobustScaler, StandardScaler
 from sklearn.svm import LinearSVC
 
-from consumers.compiled import NotTaken, compiled, difference, sample_rows
-from consumers.compiled.form import Form
+from consumers.model.compiled import NotTaken, compiled, difference, sample_rows
+from consumers.model.compiled.form import Form
 from tests.servers import ROOT
 
 Matrix = npt.NDArray[np.float64]
@@ -178,7 +178,7 @@ def test_forests_have_no_form_where_treelite_is_not_installed() -> None:
 import sys
 sys.modules["treelite"] = None
 from sklearn.ensemble import RandomForestRegressor
-from consumers.compiled import compiled
+from consumers.model.compiled import compiled
 print(compiled([], RandomForestRegressor(2).fit([[0.0], [1.0]], [0.0, 1.0]), ["predict"]))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -189,7 +189,7 @@ def test_linear_models_do_not_load_treelite() -> None:
     code = """
 import sys
 from sklearn.linear_model import LinearRegression
-from consumers.compiled import compiled
+from consumers.model.compiled import compiled
 assert compiled([], LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0]), ["predict"])
 print("treelite" in sys.modules)
 """

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumers.copies import MOST_BYTES, Copies, Copy, form_of
-from consumers.work import Work
+from consumers.worker.copies import MOST_BYTES, Copies, Copy, form_of
+from consumers.worker.work import Work
 from contract.completion import INTERACTIVE
 from contract.signature import parse_signature
 from protos import millstream_v1_pb2 as v1

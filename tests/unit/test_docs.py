@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import pytest
 import typer
 
-from consumers.event_query import MAX_LIMIT
-from consumers.event_schema import COLUMNS, STATUSES
+from consumers.sink.query import MAX_LIMIT
+from consumers.sink.schema import COLUMNS, STATUSES
 from contract.errors import Reason
 from contract.keys import Keys, ModelKeys
 from contract.settings import Settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from consumers.event_position import Finding, Position, Seen, another_alarm, judge_entry, judge_stream, missing_alarm
+from consumers.sink.position import Finding, Position, Seen, another_alarm, judge_entry, judge_stream, missing_alarm
 
 AT = Position("50-0", 100, "e1")
 

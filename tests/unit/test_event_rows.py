@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumers.event_database import Batch, EventDatabase
-from consumers.event_position import Position
-from consumers.event_rows import Link, MalformedLink, joined
-from consumers.event_schema import COLUMNS
+from consumers.sink.database import Batch, EventDatabase
+from consumers.sink.position import Position
+from consumers.sink.rows import Link, MalformedLink, joined
+from consumers.sink.schema import COLUMNS
 from protos import millstream_wire_v1_pb2 as wire
 from tests.event_entries import DIGEST, T0, failed, header, ok
 

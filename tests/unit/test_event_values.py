@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumers.event_values import NOTHING, UNREADABLE, write_all_inputs, write_all_outputs, write_inputs, write_outputs
+from consumers.sink.values import NOTHING, UNREADABLE, write_all_inputs, write_all_outputs, write_inputs, write_outputs
 from protos import millstream_v1_pb2 as v1
 from protos import millstream_wire_v1_pb2 as wire
 from tests.event_entries import matrix

@@ -17,9 +17,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from consumers.formats import FORMATS, UnloadableModel, archive, load_artifact
-from consumers.model import load_model
-from consumers.runtime import runtime
+from consumers.model.formats import FORMATS, UnloadableModel, archive, load_artifact
+from consumers.model.model import load_model
+from consumers.model.runtime import runtime
 from contract.signature import parse_signature
 from millstream.draft import draft
 from tests.odd_models import TextModel
@@ -178,8 +178,8 @@ def test_lightgbm_answers_the_same_on_one_thread_whether_or_not_it_knew_names() 
 
 IN_A_BARE_PROCESS = """
 import pickle, sys
-from consumers.formats import UnloadableModel, load_artifact
-from consumers.runtime import runtime
+from consumers.model.formats import UnloadableModel, load_artifact
+from consumers.model.runtime import runtime
 
 load_artifact("m.joblib", sys.stdin.buffer.read())
 runtime()

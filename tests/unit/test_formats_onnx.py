@@ -15,9 +15,9 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from consumers.formats import UnloadableModel, load_artifact
-from consumers.formats.onnx_graph import OnnxGraph
-from consumers.model import LoadedModel, PredictFailed, load_model, rows_of
+from consumers.model.formats import UnloadableModel, load_artifact
+from consumers.model.formats.onnx_graph import OnnxGraph
+from consumers.model.model import LoadedModel, PredictFailed, load_model, rows_of
 from tests.unit.test_model import X, Y, signature
 
 onnx = pytest.importorskip("onnx")

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from consumers.formats import Lent, UnloadableModel, load_artifact
-from consumers.model import LoadedModel, PredictFailed, load_model
+from consumers.model.formats import Lent, UnloadableModel, load_artifact
+from consumers.model.model import LoadedModel, PredictFailed, load_model
 from tests.unit.test_model import X, signature
 
 # TorchScript is deprecated, and in use.
@@ -194,7 +194,7 @@ import resource, signal, sys
 content = sys.stdin.buffer.read()
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-from consumers.formats import load_artifact
+from consumers.model.formats import load_artifact
 load_artifact("m.pt", content)
 """
 

@@ -19,8 +19,8 @@ from sklearn.linear_model import LinearRegression, LogisticRegression, SGDClassi
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from consumers.formats import load_artifact, pin_threads
-from consumers.model import LoadedModel, PredictFailed, Rows, UnloadableModel, load_model, rows_of
+from consumers.model.formats import load_artifact, pin_threads
+from consumers.model.model import LoadedModel, PredictFailed, Rows, UnloadableModel, load_model, rows_of
 from contract.signature import Signature, parse_signature
 
 RNG = np.random.default_rng(5)

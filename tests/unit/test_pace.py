@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from consumers.pace import MOST_RISE, WEIGHT, Pace
+from consumers.worker.pace import MOST_RISE, WEIGHT, Pace
 
 MOST = 256
 OVERHEAD_S = 0.001

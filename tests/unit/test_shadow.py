@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from consumers.shadow import rest_s, shadow_of
+from consumers.worker.shadow import rest_s, shadow_of
 from contract.record import LIVE, LOADING, RETIRING, ModelRecord
 from tests.records import record, version
 

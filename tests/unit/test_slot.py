@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from consumers.slot import Slot, cores
+from consumers.worker.slot import Slot, cores
 from contract.overload import pools
 from contract.presence import Presence
 from contract.record import LIVE, LOADING, Artifact, Version

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from consumers.model import LoadedModel, UnloadableModel, load_model, rows_of
+from consumers.model.model import LoadedModel, UnloadableModel, load_model, rows_of
 from contract.signature import Signature, Value, parse_signature
 from contract.version import version_digest
 from millstream.stock import write_stock

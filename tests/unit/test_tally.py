@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from consumers.tally import WINDOW_S, Tally
+from consumers.worker.tally import WINDOW_S, Tally
 
 
 def test_a_rate_is_of_the_last_seconds_only() -> None:

@@ -13,10 +13,10 @@ import pytest
 from sklearn.ensemble import RandomForestClassifier
 from threadpoolctl import threadpool_info
 
-from consumers.formats import load_artifact, pin_threads
-from consumers.model import load_model, rows_of
-from consumers.runtime import runtime
-from consumers.slot import cores
+from consumers.model.formats import load_artifact, pin_threads
+from consumers.model.model import load_model, rows_of
+from consumers.model.runtime import runtime
+from consumers.worker.slot import cores
 from contract.signature import parse_signature
 
 MANY = cores() + 1

@@ -8,8 +8,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumers.answers import Answers
-from consumers.model import OutputColumn
+from consumers.model.model import OutputColumn
+from consumers.worker.answers import Answers
 from contract.wire import length_delimited, tag_bytes, timestamp, varint, varint_field
 from protos import millstream_v1_pb2 as v1
 from protos import millstream_wire_v1_pb2 as wire

@@ -1,0 +1,1 @@
+"""A model in memory: loaded from its files, checked, and asked for many rows at once."""

@@ -1,0 +1,193 @@
+"""The event database: one process opens it, one thread writes, and cursors of other threads read what is committed."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+
+import duckdb
+
+from consumers.sink.position import Gap, Position, entry_order
+from consumers.sink.rows import Link, joined
+from consumers.sink.schema import (
+    CREATE,
+    GATHERED,
+    INSERT_GAP,
+    INSERT_POSITION,
+    SELECT_NEWEST,
+    SELECT_POSITIONS,
+    SELECT_RECORDED,
+    insert_events,
+)
+
+_CONFIG: dict[str, str | bool | int | float | list[str]] = {
+    # Inserting is one thread's work, and queries of the log shall not take the machine from the models.
+    "threads": 1,
+    "memory_limit": "1GB",
+    # Compressing at each 16 MB of log, the default, costs as much as inserting does.
+    "checkpoint_threshold": "64MB",
+    "enable_external_access": False,
+}
+
+
+Identity = tuple[str, str, str, bool]
+"""Lane, entry id and request id of an event, and whether it is a copy, which has all three of another event."""
+
+
+class EventDatabaseError(Exception):
+    """The database can't be opened; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one transaction writes: rows, gaps, and the positions they reach."""
+
+    links: tuple[Link, ...]
+    gaps: tuple[Gap, ...]
+    positions: Mapping[str, Position]
+
+    @property
+    def events(self) -> int:
+        return sum(link.events for link in self.links)
+
+    def is_in(self, positions: Mapping[str, Position]) -> bool:
+        """Whether it was committed, after a commit of which nobody knows: it is all there or nothing of it is."""
+        return all(positions.get(model_id) == reached for model_id, reached in self.positions.items())
+
+    def apart(self) -> Iterator[Batch]:
+        """One batch for each stream entry, in stream order, and for each model one that reaches its position."""
+        for model_id, reached in self.positions.items():
+            links = {link.entry_id: link for link in self.links if link.model_id == model_id}
+            gaps = [gap for gap in self.gaps if gap.model_id == model_id]
+            for entry_id in sorted(links.keys() | {gap.to_entry for gap in gaps}, key=entry_order):
+                own = tuple(gap for gap in gaps if gap.to_entry == entry_id)
+                link = links.get(entry_id)
+                number = link.number if link else own[-1].found
+                part = replace(reached, entry_id=entry_id, number=number)
+                yield Batch((link,) if link else (), own, {model_id: part})
+            yield Batch((), (), {model_id: reached})
+
+    def refused(self, why: str) -> Batch:
+        """A gap in place of each link, where the database does not take its values."""
+        why = f"the database refused it: {why}"
+        gaps = tuple(
+            Gap(link.model_id, link.entry_id, link.entry_id, link.number, link.number, why) for link in self.links
+        )
+        return Batch((), self.gaps + gaps, self.positions)
+
+
+class EventDatabase:
+    """The open database.
+
+    Raises EventDatabaseError where another process holds the file or it is no database.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._committed = threading.Condition()
+        self._sequence = 0
+        self._connection = self._open()
+
+    def _open(self) -> duckdb.DuckDBPyConnection:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            connection = duckdb.connect(str(self._path), config=_CONFIG)
+            connection.execute("SET TimeZone = 'UTC'")
+            # Of this connection alone: its few statements gain nothing, and planning is most of a small commit.
+            connection.execute("PRAGMA disable_optimizer")
+            for statement in CREATE:
+                connection.execute(statement)
+            [(last,)] = connection.execute("SELECT coalesce(max(sequence), 0) FROM events").fetchall()
+        except (duckdb.Error, OSError) as error:
+            text = str(error)
+            why = (
+                "another process has it open; one sink at a time writes the event log"
+                if "lock" in text.lower()
+                else text.splitlines()[0]
+            )
+            raise EventDatabaseError(f"the event database {self._path} can't be opened: {why}") from None
+        self._sequence = last
+        return connection
+
+    def reopen(self) -> None:
+        """After an error that DuckDB says only a restart of the database ends."""
+        with contextlib.suppress(duckdb.Error):
+            self._connection.close()
+        self._connection = self._open()
+
+    def close(self) -> None:
+        """Writes everything into the file, so that no log stands beside it, and lets go of it."""
+        with self._committed:
+            self._committed.notify_all()
+        self._connection.close()
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """A connection for one thread and one call."""
+        return self._connection.cursor()
+
+    @property
+    def sequence(self) -> int:
+        """Of the last committed row; 0 where there is none."""
+        return self._sequence
+
+    def wait_beyond(self, sequence: int, timeout_s: float) -> int:
+        """The sequence of the last committed row, as soon as it is above this one or the time is over."""
+        with self._committed:
+            self._committed.wait_for(lambda: self._sequence > sequence, timeout_s)
+            return self._sequence
+
+    def positions(self) -> dict[str, Position]:
+        """How far each model's stream is."""
+        rows = self._connection.execute(SELECT_POSITIONS).fetchall()
+        return {model_id: Position(*position) for model_id, *position in rows}
+
+    def recorded(self, model_id: str, entry_ids: Sequence[str]) -> dict[Identity, set[str]]:
+        """Which events there are about these requests, and the events entries that they came in."""
+        if not entry_ids:
+            return {}
+        # The bounds let it skip what is older without a look at each row.
+        bounds = [min(entry_ids), max(entry_ids)]
+        with self._connection.cursor() as cursor:
+            rows = cursor.execute(SELECT_RECORDED, [model_id, *bounds, list(entry_ids)]).fetchall()
+        found: dict[Identity, set[str]] = {}
+        for lane, entry_id, request_id, is_copy, event_entry_id in rows:
+            found.setdefault((lane, entry_id, request_id, is_copy), set()).add(event_entry_id)
+        return found
+
+    def newest_ms(self, model_id: str) -> int:
+        """When the newest recorded request of a model was appended, in milliseconds; 0 where there is none."""
+        with self._connection.cursor() as cursor:
+            [(millis,)] = cursor.execute(SELECT_NEWEST, [model_id]).fetchall()
+        return int(millis)
+
+    def commit(self, batch: Batch) -> None:
+        """One transaction. Raises duckdb.Error, and then nothing of the batch is in the database."""
+        connection = self._connection
+        sequence = self._sequence
+        # Outside of the transaction, where it can be taken back whatever became of that.
+        rows = joined(batch.links, sequence + 1) if batch.events else {}
+        if rows:
+            connection.register(GATHERED, rows)
+        try:
+            connection.begin()
+            if rows:
+                connection.execute(insert_events(frozenset(rows)))
+            for gap in batch.gaps:
+                row = [gap.model_id, gap.from_entry, gap.to_entry, gap.expected, gap.found, gap.why]
+                connection.execute(INSERT_GAP, row)
+            for model_id, position in batch.positions.items():
+                connection.execute(INSERT_POSITION, [model_id, *astuple(position)])
+            connection.commit()
+        except BaseException:
+            with contextlib.suppress(duckdb.Error):
+                connection.rollback()
+            raise
+        finally:
+            with contextlib.suppress(duckdb.Error):
+                connection.unregister(GATHERED)
+        with self._committed:
+            self._sequence = sequence + batch.events
+            self._committed.notify_all()

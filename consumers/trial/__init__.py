@@ -1,0 +1,1 @@
+"""The trial of a version, in a process that may die of it."""

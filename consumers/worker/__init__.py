@@ -1,0 +1,1 @@
+"""The inference worker: reads a batch, predicts, and completes it through the exit."""

@@ -1,0 +1,85 @@
+"""Replies as bytes: what a model answered for each request of a batch, joined from parts the batch shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from consumers.model.model import OutputColumn
+from contract.wire import length_delimited, tag_bytes, timestamp, varint
+from protos import millstream_v1_pb2 as v1
+
+_REQUEST_ID, _MODEL_ID, _VERSION = tag_bytes(1), tag_bytes(2), tag_bytes(3)
+_PREDICTION, _USER_TIME, _PREDICTED_TIME, _COLUMN = tag_bytes(4), tag_bytes(5), tag_bytes(6), tag_bytes(8)
+_DEGRADED = b"\x48\x01"
+
+
+class Answers:
+    """The responses of one predict call."""
+
+    def __init__(self, model_id: str, version: str, columns: Sequence[OutputColumn], predicted_us: int) -> None:
+        self._shared = (
+            length_delimited(_MODEL_ID, model_id.encode())
+            + length_delimited(_VERSION, version.encode())
+            + length_delimited(_PREDICTED_TIME, timestamp(predicted_us))
+        )
+        self._columns = columns
+        self._cells: list[list[bytes]] | None = None
+
+    def response(
+        self, request_id: bytes, start: int, rows: int, user_request_us: int, *, packed: bool, degraded: bool
+    ) -> bytes:
+        """A serialized PredictResponse for `rows` rows of the call from row `start`."""
+        parts = [
+            length_delimited(_REQUEST_ID, request_id),
+            self._shared,
+            length_delimited(_USER_TIME, timestamp(user_request_us)),
+        ]
+        if packed:
+            parts += [length_delimited(_COLUMN, _packed(column, start, rows)) for column in self._columns]
+        else:
+            if self._cells is None:
+                self._cells = [_cells(column) for column in self._columns]
+            for row in range(start, start + rows):
+                parts.append(length_delimited(_PREDICTION, b"".join([cells[row] for cells in self._cells])))
+        if degraded:
+            parts.append(_DEGRADED)
+        return b"".join(parts)
+
+
+def _cells(column: OutputColumn) -> list[bytes]:
+    """For each row the map entry {name: value} of a Prediction."""
+    key = length_delimited(b"\x0a", column.name.encode())
+    values = column.values
+    if isinstance(values, list):
+        texts = [length_delimited(b"\x22", value.encode()) for value in values]
+        return [_entry(key, text) for text in texts]
+    if column.kind == "float":
+        # Every float takes eight bytes, so that all in front of it is the same for all rows.
+        head = _entry(key, b"\x09" + bytes(8))[:-8]
+        raw = np.asarray(values, dtype="<f8").tobytes()
+        return [head + raw[place : place + 8] for place in range(0, len(raw), 8)]
+    if column.kind == "bool":
+        both = (_entry(key, b"\x18\x00"), _entry(key, b"\x18\x01"))
+        return [both[bool(value)] for value in values]
+    # sint64: zigzag, so that small negative numbers stay short.
+    return [_entry(key, b"\x10" + varint((value << 1) ^ (value >> 63))) for value in values.tolist()]
+
+
+def _entry(key: bytes, value: bytes) -> bytes:
+    return length_delimited(b"\x0a", key + length_delimited(b"\x12", value))
+
+
+def _packed(column: OutputColumn, start: int, rows: int) -> bytes:
+    values = column.values[start : start + rows]
+    out = v1.Column()
+    if isinstance(values, list):
+        out.strings.values.extend(values)
+    elif column.kind == "float":
+        out.doubles.values.extend(values.tolist())
+    elif column.kind == "bool":
+        out.booleans.values.extend(values.tolist())
+    else:
+        out.integers.values.extend(values.tolist())
+    return v1.OutputColumn(name=column.name, column=out).SerializeToString()
