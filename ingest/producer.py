@@ -196,10 +196,10 @@ class Producer:
             return Pending(request_id, model_id)
         return outcome(v1.PredictResponse.FromString(state.response))
 
-    def check_model(self, model_id: str, request_id: str = "") -> None:
+    def check_model(self, model_id: str, request_id: str = "", *, patience: float | None = None) -> None:
         """Looks once per model whether it is there: a misspelt name would make a stream that nobody reads.
 
-        Raises InvalidInput, NotFound, Unavailable.
+        `patience` in place of the producer's own. Raises InvalidInput, NotFound, Unavailable.
         """
         if model_id in self._known:
             return
@@ -208,7 +208,7 @@ class Producer:
                 [Violation("model_id", f"expected 1 to 128 of A-Z a-z 0-9 _ . -, got {model_id[:80]!r}")], request_id
             )
         try:
-            found = self._redis.hkeys(self._keys.catalog)
+            found = self._hkeys(self._keys.catalog, self._patience if patience is None else patience)
             names = sorted(name.decode() if isinstance(name, bytes) else name for name in found)
         except redis.exceptions.NoPermissionError:
             names = [model_id]  # A producer that may do nothing but append.
@@ -218,6 +218,18 @@ class Producer:
             there = ", ".join(names[:20]) or "none"
             raise NotFound(f"no model {model_id!r}; there is: {there}", reason="MODEL_UNKNOWN", request_id=request_id)
         self._known.add(model_id)
+
+    def _hkeys(self, name: str, patience: float) -> Any:
+        """The fields of a hash, asked for again while that may help. Raises what redis-py raises."""
+        until, pause = time.monotonic() + patience, _FIRST_PAUSE_S
+        while True:
+            try:
+                return self._redis.hkeys(name)
+            except (*LOST, RedisError) as error:
+                if not _passes(error) or time.monotonic() + pause > until:
+                    raise
+            time.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE_S)
 
     def _entry(self, model_id: str, form: Mapping[str, Any]) -> _Entry:
         request_id = form.get("request_id") or self._ids.next()

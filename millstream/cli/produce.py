@@ -102,7 +102,7 @@ def produce(
     place = Place.of(state_dir, gateway=address, redis=redis_url)
     with ExitStack() as stack:
         producer = stack.enter_context(Producer(place.address(REDIS), prefix, patience=60.0))
-        producer.check_model(model)
+        producer.check_model(model, patience=0.0)  # a wrong address is told at once
         try:
             admissions = _admissions(place, model, prefix)
             source = stack.enter_context(BulkFile(file, model, admissions, discard_reply=discard_reply))

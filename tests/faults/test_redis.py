@@ -56,6 +56,7 @@ def test_of_a_redis_killed_under_load_that_writes_always_every_accepted_entry_is
         with Crowd([gateway.address], 60, "caller", again=True) as crowd, Pushing(server.url, "pushed") as pushing:
             for _ in range(2 * REPEATS):
                 crowd.under_way()
+                pushing.under_way()
                 with stage.odd.closed():
                     eventually(lambda: lane(stage) >= 40, within=20)
                     before = lane(stage)
