@@ -26,9 +26,10 @@ class Catalog:
         self._lost = False
         """The server was emptied, and not every record is back yet."""
 
-    def update(self, revision: int, sealed: Mapping[bytes, bytes]) -> None:
+    def update(self, revision: int, sealed: Mapping[bytes, bytes]) -> dict[str, str]:
         """Applies what stands in Redis: `sealed` is the whole of ms:catalog at that revision, 0 where there is none.
 
+        Answers what became untrusted with it: model_id -> why.
         A revision that is gone was lost with the server's memory: models that were known go on until each is back.
         """
         self._lost = (self._lost or revision == 0) and bool(self.records)
@@ -53,10 +54,12 @@ class Catalog:
         for record in records.values():
             for version in record.versions.values():
                 version.admission.max_rows = self._max_rows
+        newly = {model_id: why for model_id, why in untrusted.items() if model_id not in self.untrusted}
         self._sealed = kept
         self.untrusted = untrusted
         self.records = dict(sorted(records.items()))
         self.revision = revision
+        return newly
 
     def record(self, model_id: str) -> ModelRecord:
         """The record of a model. Raises Refused naming the models there are."""

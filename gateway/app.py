@@ -199,11 +199,8 @@ class Gateway:
         if revision == self.catalog.revision:
             return
         sealed: Any = await client.hgetall(self.keys.catalog)
-        before = self.catalog.untrusted
-        self.catalog.update(revision, sealed)
-        for model_id, why in self.catalog.untrusted.items():
-            if model_id not in before:
-                log.error("a record is not used", model_id=model_id, why=why)
+        for model_id, why in self.catalog.update(revision, sealed).items():
+            log.error("a record is not used", model_id=model_id, why=why)
         self.waiters.offer(self.catalog.records)
 
     def _presence(self) -> Presence:

@@ -90,11 +90,8 @@ class Shelf:
             return False
         if revision != self._catalog.revision:
             sealed: Any = self._client.hgetall(self._keys.catalog)
-            before = self._catalog.untrusted
-            self._catalog.update(revision, sealed)
-            for model_id, why in self._catalog.untrusted.items():
-                if model_id not in before:
-                    log.error("a record is not used", model_id=model_id, why=why)
+            for model_id, why in self._catalog.update(revision, sealed).items():
+                log.error("a record is not used", model_id=model_id, why=why)
         whole = True
         versions = [v for record in self._mine() for v in record.versions.values()]
         self.left = frozenset(v.signature.model_id for v in versions if self._slot.leaves(v))

@@ -35,7 +35,7 @@ def model(last: Any, threads: int = 1) -> Form | None:
         return None
     try:
         forest = treelite.sklearn.import_model(last)
-    except (treelite.TreeliteError, NotImplementedError, ValueError):
+    except (treelite.TreeliteError, NotImplementedError, ValueError):  # a kind of tree that it does not know
         return None
 
     def leaves(rows: Matrix) -> npt.NDArray[np.float64]:
