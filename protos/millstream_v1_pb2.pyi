@@ -85,7 +85,7 @@ class Rows(_message.Message):
     def __init__(self, matrix: _Optional[_Union[Matrix, _Mapping]] = ..., columns: _Optional[_Union[Columns, _Mapping]] = ...) -> None: ...
 
 class PredictRequest(_message.Message):
-    __slots__ = ("model_id", "version", "inputs", "features", "rows", "entity_id", "request_id", "discard_reply")
+    __slots__ = ("model_id", "version", "inputs", "features", "rows", "entity_id", "request_id", "discard_reply", "replay")
     class FeaturesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -101,6 +101,7 @@ class PredictRequest(_message.Message):
     ENTITY_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     DISCARD_REPLY_FIELD_NUMBER: _ClassVar[int]
+    REPLAY_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     version: str
     inputs: _containers.RepeatedCompositeFieldContainer[Value]
@@ -109,7 +110,8 @@ class PredictRequest(_message.Message):
     entity_id: str
     request_id: str
     discard_reply: bool
-    def __init__(self, model_id: _Optional[str] = ..., version: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Value, _Mapping]]] = ..., features: _Optional[_Mapping[str, Value]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., entity_id: _Optional[str] = ..., request_id: _Optional[str] = ..., discard_reply: _Optional[bool] = ...) -> None: ...
+    replay: str
+    def __init__(self, model_id: _Optional[str] = ..., version: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Value, _Mapping]]] = ..., features: _Optional[_Mapping[str, Value]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., entity_id: _Optional[str] = ..., request_id: _Optional[str] = ..., discard_reply: _Optional[bool] = ..., replay: _Optional[str] = ...) -> None: ...
 
 class Prediction(_message.Message):
     __slots__ = ("outputs",)
@@ -255,7 +257,7 @@ class OutputSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., call: _Optional[str] = ...) -> None: ...
 
 class ModelVersion(_message.Message):
-    __slots__ = ("version", "state", "digest", "trained_date", "location", "traffic_percent", "artifacts")
+    __slots__ = ("version", "state", "digest", "trained_date", "location", "traffic_percent", "artifacts", "engine")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -263,6 +265,7 @@ class ModelVersion(_message.Message):
     LOCATION_FIELD_NUMBER: _ClassVar[int]
     TRAFFIC_PERCENT_FIELD_NUMBER: _ClassVar[int]
     ARTIFACTS_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
     version: str
     state: str
     digest: str
@@ -270,7 +273,8 @@ class ModelVersion(_message.Message):
     location: str
     traffic_percent: float
     artifacts: _containers.RepeatedCompositeFieldContainer[Artifact]
-    def __init__(self, version: _Optional[str] = ..., state: _Optional[str] = ..., digest: _Optional[str] = ..., trained_date: _Optional[str] = ..., location: _Optional[str] = ..., traffic_percent: _Optional[float] = ..., artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping]]] = ...) -> None: ...
+    engine: str
+    def __init__(self, version: _Optional[str] = ..., state: _Optional[str] = ..., digest: _Optional[str] = ..., trained_date: _Optional[str] = ..., location: _Optional[str] = ..., traffic_percent: _Optional[float] = ..., artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping]]] = ..., engine: _Optional[str] = ...) -> None: ...
 
 class Artifact(_message.Message):
     __slots__ = ("name", "sha256", "size")
@@ -307,7 +311,7 @@ class Model(_message.Message):
     def __init__(self, model_id: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., location: _Optional[str] = ..., trained_date: _Optional[str] = ..., features: _Optional[_Iterable[_Union[FeatureSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[OutputSpec, _Mapping]]] = ..., entity: _Optional[str] = ..., versions: _Optional[_Iterable[_Union[ModelVersion, _Mapping]]] = ..., signature_json: _Optional[str] = ...) -> None: ...
 
 class EventQuery(_message.Message):
-    __slots__ = ("model_id", "version", "status", "entity_id", "request_id", "since", "until", "limit", "oldest_first", "lane")
+    __slots__ = ("model_id", "version", "status", "entity_id", "request_id", "since", "until", "limit", "oldest_first", "lane", "replay")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -318,6 +322,7 @@ class EventQuery(_message.Message):
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     OLDEST_FIRST_FIELD_NUMBER: _ClassVar[int]
     LANE_FIELD_NUMBER: _ClassVar[int]
+    REPLAY_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     version: str
     status: str
@@ -328,7 +333,8 @@ class EventQuery(_message.Message):
     limit: int
     oldest_first: bool
     lane: str
-    def __init__(self, model_id: _Optional[str] = ..., version: _Optional[str] = ..., status: _Optional[str] = ..., entity_id: _Optional[str] = ..., request_id: _Optional[str] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., limit: _Optional[int] = ..., oldest_first: _Optional[bool] = ..., lane: _Optional[str] = ...) -> None: ...
+    replay: str
+    def __init__(self, model_id: _Optional[str] = ..., version: _Optional[str] = ..., status: _Optional[str] = ..., entity_id: _Optional[str] = ..., request_id: _Optional[str] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., limit: _Optional[int] = ..., oldest_first: _Optional[bool] = ..., lane: _Optional[str] = ..., replay: _Optional[str] = ...) -> None: ...
 
 class EventCount(_message.Message):
     __slots__ = ("events", "distinct_requests", "by_status", "by_model", "alarms")
@@ -365,8 +371,72 @@ class EventCount(_message.Message):
     alarms: _containers.ScalarMap[str, str]
     def __init__(self, events: _Optional[int] = ..., distinct_requests: _Optional[int] = ..., by_status: _Optional[_Mapping[str, int]] = ..., by_model: _Optional[_Mapping[str, int]] = ..., alarms: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
+class ListSegmentsRequest(_message.Message):
+    __slots__ = ("model_id",)
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    def __init__(self, model_id: _Optional[str] = ...) -> None: ...
+
+class ListSegmentsResponse(_message.Message):
+    __slots__ = ("manifests", "folder")
+    MANIFESTS_FIELD_NUMBER: _ClassVar[int]
+    FOLDER_FIELD_NUMBER: _ClassVar[int]
+    manifests: _containers.RepeatedScalarFieldContainer[str]
+    folder: str
+    def __init__(self, manifests: _Optional[_Iterable[str]] = ..., folder: _Optional[str] = ...) -> None: ...
+
+class ReadSegmentRequest(_message.Message):
+    __slots__ = ("model_id", "file")
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    file: str
+    def __init__(self, model_id: _Optional[str] = ..., file: _Optional[str] = ...) -> None: ...
+
+class ReadLiveRequest(_message.Message):
+    __slots__ = ("model_id",)
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    def __init__(self, model_id: _Optional[str] = ...) -> None: ...
+
+class FilePiece(_message.Message):
+    __slots__ = ("content",)
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    content: bytes
+    def __init__(self, content: _Optional[bytes] = ...) -> None: ...
+
+class SealRequest(_message.Message):
+    __slots__ = ("model_id",)
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    def __init__(self, model_id: _Optional[str] = ...) -> None: ...
+
+class SealResponse(_message.Message):
+    __slots__ = ("manifests",)
+    MANIFESTS_FIELD_NUMBER: _ClassVar[int]
+    manifests: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, manifests: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class EraseRequest(_message.Message):
+    __slots__ = ("entity_id", "model_id", "reason")
+    ENTITY_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    entity_id: str
+    model_id: str
+    reason: str
+    def __init__(self, entity_id: _Optional[str] = ..., model_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class EraseResponse(_message.Message):
+    __slots__ = ("events", "segments")
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    events: int
+    segments: int
+    def __init__(self, events: _Optional[int] = ..., segments: _Optional[int] = ...) -> None: ...
+
 class ModelEvent(_message.Message):
-    __slots__ = ("model_id", "request_id", "version", "digest", "status", "lane", "entity_id", "inputs_json", "outputs_json", "origins_json", "error_reason", "error_message", "user_request_timestamp", "admitted_timestamp", "appended_timestamp", "delivered_timestamp", "predicted_at_timestamp", "worker", "gateway", "caller", "deliveries", "entry_id", "event_entry_id", "batch_id", "batch_rows", "batch_position", "rows", "engine", "runtime_id", "degraded")
+    __slots__ = ("model_id", "request_id", "version", "digest", "status", "lane", "entity_id", "inputs_json", "outputs_json", "origins_json", "error_reason", "error_message", "user_request_timestamp", "admitted_timestamp", "appended_timestamp", "delivered_timestamp", "predicted_at_timestamp", "worker", "gateway", "caller", "deliveries", "entry_id", "event_entry_id", "batch_id", "batch_rows", "batch_position", "rows", "engine", "runtime_id", "degraded", "replay", "erased_at")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -397,6 +467,8 @@ class ModelEvent(_message.Message):
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     RUNTIME_ID_FIELD_NUMBER: _ClassVar[int]
     DEGRADED_FIELD_NUMBER: _ClassVar[int]
+    REPLAY_FIELD_NUMBER: _ClassVar[int]
+    ERASED_AT_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     request_id: str
     version: str
@@ -427,7 +499,9 @@ class ModelEvent(_message.Message):
     engine: str
     runtime_id: str
     degraded: bool
-    def __init__(self, model_id: _Optional[str] = ..., request_id: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., status: _Optional[str] = ..., lane: _Optional[str] = ..., entity_id: _Optional[str] = ..., inputs_json: _Optional[str] = ..., outputs_json: _Optional[str] = ..., origins_json: _Optional[str] = ..., error_reason: _Optional[str] = ..., error_message: _Optional[str] = ..., user_request_timestamp: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., admitted_timestamp: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., appended_timestamp: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., delivered_timestamp: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., predicted_at_timestamp: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., worker: _Optional[str] = ..., gateway: _Optional[str] = ..., caller: _Optional[str] = ..., deliveries: _Optional[int] = ..., entry_id: _Optional[str] = ..., event_entry_id: _Optional[str] = ..., batch_id: _Optional[str] = ..., batch_rows: _Optional[int] = ..., batch_position: _Optional[int] = ..., rows: _Optional[int] = ..., engine: _Optional[str] = ..., runtime_id: _Optional[str] = ..., degraded: _Optional[bool] = ...) -> None: ...
+    replay: str
+    erased_at: _timestamp_pb2.Timestamp
+    def __init__(self, model_id: _Optional[str] = ..., request_id: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., status: _Optional[str] = ..., lane: _Optional[str] = ..., entity_id: _Optional[str] = ..., inputs_json: _Optional[str] = ..., outputs_json: _Optional[str] = ..., origins_json: _Optional[str] = ..., error_reason: _Optional[str] = ..., error_message: _Optional[str] = ..., user_request_timestamp: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., admitted_timestamp: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., appended_timestamp: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., delivered_timestamp: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., predicted_at_timestamp: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., worker: _Optional[str] = ..., gateway: _Optional[str] = ..., caller: _Optional[str] = ..., deliveries: _Optional[int] = ..., entry_id: _Optional[str] = ..., event_entry_id: _Optional[str] = ..., batch_id: _Optional[str] = ..., batch_rows: _Optional[int] = ..., batch_position: _Optional[int] = ..., rows: _Optional[int] = ..., engine: _Optional[str] = ..., runtime_id: _Optional[str] = ..., degraded: _Optional[bool] = ..., replay: _Optional[str] = ..., erased_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ListVersionsRequest(_message.Message):
     __slots__ = ("model_id",)

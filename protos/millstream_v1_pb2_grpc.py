@@ -351,6 +351,31 @@ class EventLogStub:
                 request_serializer=protos_dot_millstream__v1__pb2.EventQuery.SerializeToString,
                 response_deserializer=protos_dot_millstream__v1__pb2.ModelEvent.FromString,
                 _registered_method=True)
+        self.ListSegments = channel.unary_unary(
+                '/millstream.v1.EventLog/ListSegments',
+                request_serializer=protos_dot_millstream__v1__pb2.ListSegmentsRequest.SerializeToString,
+                response_deserializer=protos_dot_millstream__v1__pb2.ListSegmentsResponse.FromString,
+                _registered_method=True)
+        self.ReadSegment = channel.unary_stream(
+                '/millstream.v1.EventLog/ReadSegment',
+                request_serializer=protos_dot_millstream__v1__pb2.ReadSegmentRequest.SerializeToString,
+                response_deserializer=protos_dot_millstream__v1__pb2.FilePiece.FromString,
+                _registered_method=True)
+        self.ReadLive = channel.unary_stream(
+                '/millstream.v1.EventLog/ReadLive',
+                request_serializer=protos_dot_millstream__v1__pb2.ReadLiveRequest.SerializeToString,
+                response_deserializer=protos_dot_millstream__v1__pb2.FilePiece.FromString,
+                _registered_method=True)
+        self.Seal = channel.unary_unary(
+                '/millstream.v1.EventLog/Seal',
+                request_serializer=protos_dot_millstream__v1__pb2.SealRequest.SerializeToString,
+                response_deserializer=protos_dot_millstream__v1__pb2.SealResponse.FromString,
+                _registered_method=True)
+        self.Erase = channel.unary_unary(
+                '/millstream.v1.EventLog/Erase',
+                request_serializer=protos_dot_millstream__v1__pb2.EraseRequest.SerializeToString,
+                response_deserializer=protos_dot_millstream__v1__pb2.EraseResponse.FromString,
+                _registered_method=True)
 
 
 class EventLogServicer:
@@ -379,6 +404,42 @@ class EventLogServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSegments(self, request, context):
+        """The sealed segments, oldest first, and how far the log is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadSegment(self, request, context):
+        """A sealed segment's file, piece by piece.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadLive(self, request, context):
+        """The rows that are in no segment yet, every column of them, as a Parquet file, piece by piece. Whoever reads both asks
+        for these first, and then leaves out those up to the last number of the model's segments.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Seal(self, request, context):
+        """Seals what is in no segment yet instead of waiting until it is an hour old.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Erase(self, request, context):
+        """Empties what an entity's events held, for good. The events stay, with the digest of what they were.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EventLogServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -396,6 +457,31 @@ def add_EventLogServicer_to_server(servicer, server):
                     servicer.Follow,
                     request_deserializer=protos_dot_millstream__v1__pb2.EventQuery.FromString,
                     response_serializer=protos_dot_millstream__v1__pb2.ModelEvent.SerializeToString,
+            ),
+            'ListSegments': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSegments,
+                    request_deserializer=protos_dot_millstream__v1__pb2.ListSegmentsRequest.FromString,
+                    response_serializer=protos_dot_millstream__v1__pb2.ListSegmentsResponse.SerializeToString,
+            ),
+            'ReadSegment': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadSegment,
+                    request_deserializer=protos_dot_millstream__v1__pb2.ReadSegmentRequest.FromString,
+                    response_serializer=protos_dot_millstream__v1__pb2.FilePiece.SerializeToString,
+            ),
+            'ReadLive': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadLive,
+                    request_deserializer=protos_dot_millstream__v1__pb2.ReadLiveRequest.FromString,
+                    response_serializer=protos_dot_millstream__v1__pb2.FilePiece.SerializeToString,
+            ),
+            'Seal': grpc.unary_unary_rpc_method_handler(
+                    servicer.Seal,
+                    request_deserializer=protos_dot_millstream__v1__pb2.SealRequest.FromString,
+                    response_serializer=protos_dot_millstream__v1__pb2.SealResponse.SerializeToString,
+            ),
+            'Erase': grpc.unary_unary_rpc_method_handler(
+                    servicer.Erase,
+                    request_deserializer=protos_dot_millstream__v1__pb2.EraseRequest.FromString,
+                    response_serializer=protos_dot_millstream__v1__pb2.EraseResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -481,6 +567,141 @@ class EventLog:
             '/millstream.v1.EventLog/Follow',
             protos_dot_millstream__v1__pb2.EventQuery.SerializeToString,
             protos_dot_millstream__v1__pb2.ModelEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSegments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/millstream.v1.EventLog/ListSegments',
+            protos_dot_millstream__v1__pb2.ListSegmentsRequest.SerializeToString,
+            protos_dot_millstream__v1__pb2.ListSegmentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadSegment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/millstream.v1.EventLog/ReadSegment',
+            protos_dot_millstream__v1__pb2.ReadSegmentRequest.SerializeToString,
+            protos_dot_millstream__v1__pb2.FilePiece.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadLive(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/millstream.v1.EventLog/ReadLive',
+            protos_dot_millstream__v1__pb2.ReadLiveRequest.SerializeToString,
+            protos_dot_millstream__v1__pb2.FilePiece.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Seal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/millstream.v1.EventLog/Seal',
+            protos_dot_millstream__v1__pb2.SealRequest.SerializeToString,
+            protos_dot_millstream__v1__pb2.SealResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Erase(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/millstream.v1.EventLog/Erase',
+            protos_dot_millstream__v1__pb2.EraseRequest.SerializeToString,
+            protos_dot_millstream__v1__pb2.EraseResponse.FromString,
             options,
             channel_credentials,
             insecure,

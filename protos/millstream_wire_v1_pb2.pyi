@@ -65,7 +65,7 @@ class Hydrated(_message.Message):
     def __init__(self, index: _Optional[int] = ..., origin: _Optional[_Union[Origin, str]] = ...) -> None: ...
 
 class Entry(_message.Message):
-    __slots__ = ("request_id", "model_id", "version", "digest", "matrix", "columns", "entity_id", "deadline_us", "user_request_us", "admitted_us", "gateway", "hydrated", "degraded", "packed", "reply_ttl_s", "body_sha256", "discard_reply", "caller", "trace")
+    __slots__ = ("request_id", "model_id", "version", "digest", "matrix", "columns", "entity_id", "deadline_us", "user_request_us", "admitted_us", "gateway", "hydrated", "degraded", "packed", "reply_ttl_s", "body_sha256", "discard_reply", "caller", "trace", "replay")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +85,7 @@ class Entry(_message.Message):
     DISCARD_REPLY_FIELD_NUMBER: _ClassVar[int]
     CALLER_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
+    REPLAY_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model_id: str
     version: str
@@ -104,7 +105,8 @@ class Entry(_message.Message):
     discard_reply: bool
     caller: str
     trace: str
-    def __init__(self, request_id: _Optional[str] = ..., model_id: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[bytes] = ..., matrix: _Optional[_Union[_millstream_v1_pb2.Matrix, _Mapping]] = ..., columns: _Optional[_Union[_millstream_v1_pb2.Columns, _Mapping]] = ..., entity_id: _Optional[str] = ..., deadline_us: _Optional[int] = ..., user_request_us: _Optional[int] = ..., admitted_us: _Optional[int] = ..., gateway: _Optional[str] = ..., hydrated: _Optional[_Iterable[_Union[Hydrated, _Mapping]]] = ..., degraded: _Optional[bool] = ..., packed: _Optional[bool] = ..., reply_ttl_s: _Optional[int] = ..., body_sha256: _Optional[bytes] = ..., discard_reply: _Optional[bool] = ..., caller: _Optional[str] = ..., trace: _Optional[str] = ...) -> None: ...
+    replay: str
+    def __init__(self, request_id: _Optional[str] = ..., model_id: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[bytes] = ..., matrix: _Optional[_Union[_millstream_v1_pb2.Matrix, _Mapping]] = ..., columns: _Optional[_Union[_millstream_v1_pb2.Columns, _Mapping]] = ..., entity_id: _Optional[str] = ..., deadline_us: _Optional[int] = ..., user_request_us: _Optional[int] = ..., admitted_us: _Optional[int] = ..., gateway: _Optional[str] = ..., hydrated: _Optional[_Iterable[_Union[Hydrated, _Mapping]]] = ..., degraded: _Optional[bool] = ..., packed: _Optional[bool] = ..., reply_ttl_s: _Optional[int] = ..., body_sha256: _Optional[bytes] = ..., discard_reply: _Optional[bool] = ..., caller: _Optional[str] = ..., trace: _Optional[str] = ..., replay: _Optional[str] = ...) -> None: ...
 
 class ReplyState(_message.Message):
     __slots__ = ("body_sha256", "lane", "entry_id", "response", "digest", "version")

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from consumers.audit.chain import BEGINNING
+
 START = "0-0"
 """Before every entry of a stream."""
 
@@ -35,6 +37,8 @@ class Position:
     """Above 0: requests appended up to that millisecond may be completed, and so recorded, once more."""
     copies_until_ms: int = 0
     """The same for what a shadow makes of them, which waits in a worker and may come long after that is over."""
+    chain: bytes = BEGINNING
+    """The chain's value after all that is recorded."""
 
     @property
     def after(self) -> str:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from consumers.audit.chain import BEGINNING
 from protos import millstream_wire_v1_pb2 as wire
 
-Form = Literal["text", "integer", "boolean", "bytes", "time", "computed"]
+Form = Literal["text", "integer", "boolean", "bytes", "time", "computed", "later"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,10 @@ class Column:
     kind: str
     """Its DuckDB type."""
     form: Form
-    """What the gathered values are in Python, None allowed for text and bytes; computed: from other columns."""
+    """What the gathered values are in Python, None allowed for text and bytes.
+
+    computed: from other columns; later: written by nobody but who changes a row.
+    """
     source: str
     """SQL over the gathered column of the same name."""
 
@@ -84,6 +88,7 @@ COLUMNS: tuple[Column, ...] = (
     _text("digest"),
     _text("entity_id"),
     _json("origins"),
+    _blob("hydrated"),  # the same by the features' indexes, as the entry holds it
     _text("error_reason"),
     _text("error_message"),
     _json("error_violations"),
@@ -93,6 +98,7 @@ COLUMNS: tuple[Column, ...] = (
     _text("gateway"),
     _text("caller"),
     _text("trace"),
+    _text("replay"),
     _count("deliveries"),
     _time("admitted_timestamp"),
     Column("appended_timestamp", "TIMESTAMPTZ", "computed", "appended"),
@@ -115,10 +121,17 @@ COLUMNS: tuple[Column, ...] = (
     _blob("body_sha256"),
     _blob("refused_body"),
     _blob("exact"),
+    _blob("exact_header"),  # on a link's last row, where the columns do not give its header
+    _blob("chain"),  # on a link's last row: the chain's value after it
+    Column("erased_at", "TIMESTAMPTZ", "later", "erased_at"),  # its inputs and outputs were emptied then
+    Column("erased_sha256", "BLOB", "later", "erased_sha256"),  # the digest of the event as it was
 )
 
 NAMES = tuple(column.name for column in COLUMNS)
 TIMES = tuple(column.name for column in COLUMNS if column.form == "time")
+
+_LATER = frozenset({"hydrated", "replay", "exact_header", "chain", "erased_at", "erased_sha256"})
+"""Columns that a file of an earlier version has not."""
 
 GATHERED = "gathered"
 """The view over one block of gathered columns, while it is inserted."""
@@ -132,6 +145,21 @@ CREATE = (
     "ALTER TABLE positions ADD COLUMN IF NOT EXISTS epoch VARCHAR DEFAULT ''",
     "ALTER TABLE positions ADD COLUMN IF NOT EXISTS recover_until_ms BIGINT DEFAULT 0",
     "ALTER TABLE positions ADD COLUMN IF NOT EXISTS copies_until_ms BIGINT DEFAULT 0",
+    "ALTER TABLE positions ADD COLUMN IF NOT EXISTS chain BLOB",
+    *(
+        f"ALTER TABLE events ADD COLUMN IF NOT EXISTS {column.name} {column.kind}"
+        for column in COLUMNS
+        if column.name in _LATER
+    ),
+    """CREATE TABLE IF NOT EXISTS segments (
+        model_id VARCHAR NOT NULL, first_number BIGINT NOT NULL, last_number BIGINT NOT NULL, manifest VARCHAR NOT NULL,
+        PRIMARY KEY (model_id, first_number))""",
+    # What retention removed: the chain's value after it is where what is left begins.
+    """CREATE TABLE IF NOT EXISTS anchors (
+        model_id VARCHAR PRIMARY KEY, number BIGINT NOT NULL, chain BLOB NOT NULL, removed_at TIMESTAMPTZ NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS erasures (
+        erased_at TIMESTAMPTZ, model_id VARCHAR, entity_sha256 BLOB, events BIGINT, reason VARCHAR)""",
+    "CREATE TABLE IF NOT EXISTS runtimes (runtime_id VARCHAR PRIMARY KEY, record VARCHAR NOT NULL)",
     """CREATE TABLE IF NOT EXISTS gaps (
         model_id VARCHAR, from_entry VARCHAR, to_entry VARCHAR, expected BIGINT, found BIGINT, noted_at TIMESTAMPTZ,
         why VARCHAR)""",
@@ -148,10 +176,14 @@ def insert_events(gathered: frozenset[str]) -> str:
 
 INSERT_POSITION = (
     "INSERT OR REPLACE INTO positions "
-    "(model_id, entry_id, number, epoch, recover_until_ms, copies_until_ms, updated_at) "
-    "VALUES (?, ?, ?, ?, ?, ?, now())"
+    "(model_id, entry_id, number, epoch, recover_until_ms, copies_until_ms, chain, updated_at) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, now())"
 )
-SELECT_POSITIONS = "SELECT model_id, entry_id, number, epoch, recover_until_ms, copies_until_ms FROM positions"
+# A file of an earlier version has no chain: it begins where this one goes on.
+SELECT_POSITIONS = (
+    "SELECT model_id, entry_id, number, epoch, recover_until_ms, copies_until_ms, "
+    f"coalesce(chain, unhex('{BEGINNING.hex()}')) FROM positions"
+)
 SELECT_RECORDED = (
     "SELECT lane, entry_id, request_id, status = 'SHADOW', event_entry_id FROM events "
     "WHERE model_id = ? AND entry_id BETWEEN ? AND ? AND entry_id IN (SELECT unnest(CAST(? AS VARCHAR[])))"
