@@ -54,7 +54,7 @@ def figure(title: str, panels: Sequence[Panel], order: Sequence[str] = (), acros
     drawn.suptitle(title)
     named = {}
     for axes, panel in zip(drawn.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        axes.set_title(f"{panel.title}, {panel.unit}", fontsize="medium")
+        axes.set_title(f"{panel.title}, {panel.unit}" if panel.unit else panel.title, fontsize="medium")
         axes.set_xlabel(across)
         axes.set_xscale("symlog", linthresh=1)
         axes.set_yscale("log")

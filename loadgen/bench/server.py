@@ -91,7 +91,7 @@ class Server:
         """Redis's used_memory; None where the server has no Redis."""
         if not self.peer.ours:
             return None
-        with connect(self._addresses()["redis"]) as client:
+        with connect(self.addresses()["redis"]) as client:
             memory: Any = client.info("memory")
         return int(memory["used_memory"])
 
@@ -99,7 +99,7 @@ class Server:
         """Events with status OK in the log, which is given a while to hold as many as expected; None without a log."""
         if not self.peer.ours:
             return None
-        address = self._addresses()["event_log"]
+        address = self.addresses()["event_log"]
         until = time.monotonic() + RECORDED_S
         with grpc.insecure_channel(address, options=channel_options(address)) as channel:
             stub: Any = v1_grpc.EventLogStub(channel)
@@ -109,7 +109,8 @@ class Server:
                     return ok
                 time.sleep(0.2)
 
-    def _addresses(self) -> dict[str, str]:
+    def addresses(self) -> dict[str, str]:
+        """Millstream's own, by role."""
         found = json.loads((state_dir(self.place.folder) / "running.json").read_text())
         addresses: dict[str, str] = found["addresses"]
         return addresses

@@ -1,0 +1,1 @@
+"""How Millstream grows: what throughput and latency become with more of what a user may have more of."""
