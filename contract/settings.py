@@ -124,6 +124,25 @@ class Settings(BaseSettings):
     trial_memory: ByteSize = Field(
         ByteSize(4 * 2**30), ge=2**29, description="Most memory that the trial of a version may take, such as 4GiB."
     )
+    event_log: str = Field(
+        "",
+        description="Where the registry asks the event log for recorded requests, to replay them on a version before "
+        "it takes over: unix:/path or host:port; empty: nothing is replayed.",
+    )
+    gate_policy: Literal["off", "warn", "block"] = Field(
+        "warn",
+        description="What becomes of a version that would change more recorded answers than gate_changed: nothing is "
+        "replayed, it takes over with a warning, or it is held back. This and the next three are for models without "
+        "terms of their own.",
+    )
+    gate_rows: int = Field(1000, ge=1, le=10_000, description="Most recorded answers that are compared.")
+    gate_changed: float = Field(0.05, ge=0, le=1, description="Share of them that may change.")
+    gate_tolerance: float = Field(
+        1e-6,
+        ge=0,
+        allow_inf_nan=False,
+        description="By how much a number may differ without being another: so much, and this part of what it was.",
+    )
     registry_listen: str = Field(
         "",
         description="Where the registry listens; empty: 127.0.0.1:50052. `up` takes a socket in the state directory.",
@@ -144,6 +163,35 @@ class Settings(BaseSettings):
         "refuse", description="What a gateway does above it: refuse new requests, or say so in its log each minute."
     )
     sink_batch_events: Count = Field(20_000, description="Most events in one transaction.")
+    segment_seconds: Positive = Field(
+        3600.0, description="How old a model's events get before they are sealed into a segment, in seconds."
+    )
+    segment_rows: Count = Field(2_000_000, description="Rows at which they are sealed before that.")
+    event_retention_days: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="How long sealed segments are kept, in days; 0: for ever."
+    )
+    event_retention_bytes: ByteSize = Field(
+        ByteSize(0),
+        ge=0,
+        description="Most bytes that the segments of all models have together, such as 100GiB; the oldest are removed. "
+        "0: no limit.",
+    )
+
+    heads_url: str = Field(
+        "",
+        description="Where signed heads of the event log are kept: a folder, or azure://container[/prefix]; empty: "
+        "nowhere. `up` takes the state directory.",
+    )
+    heads_every_s: Positive = Field(60.0, description="How often a model that moved gets a head, in seconds.")
+    heads_key: Path | None = Field(
+        None,
+        description="Key that heads are signed with, made at its first use; default: in the state directory.",
+    )
+    events_url: str = Field(
+        "",
+        description="Where sealed segments of the event log are copied to: a folder, or azure://container[/prefix]; "
+        "empty: nowhere.",
+    )
 
     features_url: str = Field("", repr=False, description="Redis of the feature store; empty: the main one.")
     features_timeout_ms: Positive = Field(20.0, description="Longest wait for the feature store, in milliseconds.")

@@ -378,12 +378,87 @@ class ListSegmentsRequest(_message.Message):
     def __init__(self, model_id: _Optional[str] = ...) -> None: ...
 
 class ListSegmentsResponse(_message.Message):
-    __slots__ = ("manifests", "folder")
+    __slots__ = ("manifests", "folder", "positions", "gaps", "anchors", "erasures", "runtimes")
+    class RuntimesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     MANIFESTS_FIELD_NUMBER: _ClassVar[int]
     FOLDER_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    GAPS_FIELD_NUMBER: _ClassVar[int]
+    ANCHORS_FIELD_NUMBER: _ClassVar[int]
+    ERASURES_FIELD_NUMBER: _ClassVar[int]
+    RUNTIMES_FIELD_NUMBER: _ClassVar[int]
     manifests: _containers.RepeatedScalarFieldContainer[str]
     folder: str
-    def __init__(self, manifests: _Optional[_Iterable[str]] = ..., folder: _Optional[str] = ...) -> None: ...
+    positions: _containers.RepeatedCompositeFieldContainer[LogPosition]
+    gaps: _containers.RepeatedCompositeFieldContainer[LogGap]
+    anchors: _containers.RepeatedCompositeFieldContainer[LogAnchor]
+    erasures: _containers.RepeatedCompositeFieldContainer[LogErasure]
+    runtimes: _containers.ScalarMap[str, str]
+    def __init__(self, manifests: _Optional[_Iterable[str]] = ..., folder: _Optional[str] = ..., positions: _Optional[_Iterable[_Union[LogPosition, _Mapping]]] = ..., gaps: _Optional[_Iterable[_Union[LogGap, _Mapping]]] = ..., anchors: _Optional[_Iterable[_Union[LogAnchor, _Mapping]]] = ..., erasures: _Optional[_Iterable[_Union[LogErasure, _Mapping]]] = ..., runtimes: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class LogPosition(_message.Message):
+    __slots__ = ("model_id", "entry_id", "number", "epoch", "chain")
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    ENTRY_ID_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    entry_id: str
+    number: int
+    epoch: str
+    chain: bytes
+    def __init__(self, model_id: _Optional[str] = ..., entry_id: _Optional[str] = ..., number: _Optional[int] = ..., epoch: _Optional[str] = ..., chain: _Optional[bytes] = ...) -> None: ...
+
+class LogGap(_message.Message):
+    __slots__ = ("model_id", "from_entry", "to_entry", "expected", "found", "noted_at", "why")
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    FROM_ENTRY_FIELD_NUMBER: _ClassVar[int]
+    TO_ENTRY_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FIELD_NUMBER: _ClassVar[int]
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    NOTED_AT_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    from_entry: str
+    to_entry: str
+    expected: int
+    found: int
+    noted_at: _timestamp_pb2.Timestamp
+    why: str
+    def __init__(self, model_id: _Optional[str] = ..., from_entry: _Optional[str] = ..., to_entry: _Optional[str] = ..., expected: _Optional[int] = ..., found: _Optional[int] = ..., noted_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., why: _Optional[str] = ...) -> None: ...
+
+class LogAnchor(_message.Message):
+    __slots__ = ("model_id", "number", "chain", "removed_at")
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_AT_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    number: int
+    chain: bytes
+    removed_at: _timestamp_pb2.Timestamp
+    def __init__(self, model_id: _Optional[str] = ..., number: _Optional[int] = ..., chain: _Optional[bytes] = ..., removed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class LogErasure(_message.Message):
+    __slots__ = ("erased_at", "model_id", "entity_sha256", "events", "reason")
+    ERASED_AT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    ENTITY_SHA256_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    erased_at: _timestamp_pb2.Timestamp
+    model_id: str
+    entity_sha256: bytes
+    events: int
+    reason: str
+    def __init__(self, erased_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., model_id: _Optional[str] = ..., entity_sha256: _Optional[bytes] = ..., events: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ReadSegmentRequest(_message.Message):
     __slots__ = ("model_id", "file")
@@ -400,10 +475,12 @@ class ReadLiveRequest(_message.Message):
     def __init__(self, model_id: _Optional[str] = ...) -> None: ...
 
 class FilePiece(_message.Message):
-    __slots__ = ("content",)
+    __slots__ = ("content", "positions")
     CONTENT_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
     content: bytes
-    def __init__(self, content: _Optional[bytes] = ...) -> None: ...
+    positions: _containers.RepeatedCompositeFieldContainer[LogPosition]
+    def __init__(self, content: _Optional[bytes] = ..., positions: _Optional[_Iterable[_Union[LogPosition, _Mapping]]] = ...) -> None: ...
 
 class SealRequest(_message.Message):
     __slots__ = ("model_id",)
@@ -540,7 +617,7 @@ class VersionInfo(_message.Message):
     def __init__(self, model_id: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., tag: _Optional[str] = ..., digest: _Optional[str] = ..., trained_date: _Optional[str] = ..., location: _Optional[str] = ..., problem: _Optional[str] = ..., first_seen: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., held_back: _Optional[str] = ..., statement: _Optional[str] = ..., traffic_percent: _Optional[float] = ...) -> None: ...
 
 class ModelRouting(_message.Message):
-    __slots__ = ("model_id", "production", "statement", "coming", "pinned", "canary", "canary_percent", "abort_over", "canary_finished", "canary_failed", "shadow")
+    __slots__ = ("model_id", "production", "statement", "coming", "pinned", "canary", "canary_percent", "abort_over", "canary_finished", "canary_failed", "shadow", "gate")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     PRODUCTION_FIELD_NUMBER: _ClassVar[int]
     STATEMENT_FIELD_NUMBER: _ClassVar[int]
@@ -552,6 +629,7 @@ class ModelRouting(_message.Message):
     CANARY_FINISHED_FIELD_NUMBER: _ClassVar[int]
     CANARY_FAILED_FIELD_NUMBER: _ClassVar[int]
     SHADOW_FIELD_NUMBER: _ClassVar[int]
+    GATE_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     production: str
     statement: str
@@ -563,7 +641,8 @@ class ModelRouting(_message.Message):
     canary_finished: int
     canary_failed: int
     shadow: str
-    def __init__(self, model_id: _Optional[str] = ..., production: _Optional[str] = ..., statement: _Optional[str] = ..., coming: _Optional[str] = ..., pinned: _Optional[str] = ..., canary: _Optional[str] = ..., canary_percent: _Optional[float] = ..., abort_over: _Optional[float] = ..., canary_finished: _Optional[int] = ..., canary_failed: _Optional[int] = ..., shadow: _Optional[str] = ...) -> None: ...
+    gate: str
+    def __init__(self, model_id: _Optional[str] = ..., production: _Optional[str] = ..., statement: _Optional[str] = ..., coming: _Optional[str] = ..., pinned: _Optional[str] = ..., canary: _Optional[str] = ..., canary_percent: _Optional[float] = ..., abort_over: _Optional[float] = ..., canary_finished: _Optional[int] = ..., canary_failed: _Optional[int] = ..., shadow: _Optional[str] = ..., gate: _Optional[str] = ...) -> None: ...
 
 class ListVersionsResponse(_message.Message):
     __slots__ = ("versions", "store", "last_poll", "store_problem", "models")
@@ -626,14 +705,16 @@ class HistoryResponse(_message.Message):
     def __init__(self, entries: _Optional[_Iterable[_Union[HistoryEntry, _Mapping]]] = ...) -> None: ...
 
 class PromoteRequest(_message.Message):
-    __slots__ = ("model_id", "version", "by")
+    __slots__ = ("model_id", "version", "by", "despite_gate")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     BY_FIELD_NUMBER: _ClassVar[int]
+    DESPITE_GATE_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     version: str
     by: str
-    def __init__(self, model_id: _Optional[str] = ..., version: _Optional[str] = ..., by: _Optional[str] = ...) -> None: ...
+    despite_gate: bool
+    def __init__(self, model_id: _Optional[str] = ..., version: _Optional[str] = ..., by: _Optional[str] = ..., despite_gate: _Optional[bool] = ...) -> None: ...
 
 class SetCanaryRequest(_message.Message):
     __slots__ = ("model_id", "version", "by", "percent", "abort_over", "off")
@@ -700,6 +781,44 @@ class UnpinRequest(_message.Message):
     model_id: str
     by: str
     def __init__(self, model_id: _Optional[str] = ..., by: _Optional[str] = ...) -> None: ...
+
+class GateRequest(_message.Message):
+    __slots__ = ("model_id", "by", "policy", "rows", "changed", "tolerance", "reset")
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
+    TOLERANCE_FIELD_NUMBER: _ClassVar[int]
+    RESET_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    by: str
+    policy: str
+    rows: int
+    changed: float
+    tolerance: float
+    reset: bool
+    def __init__(self, model_id: _Optional[str] = ..., by: _Optional[str] = ..., policy: _Optional[str] = ..., rows: _Optional[int] = ..., changed: _Optional[float] = ..., tolerance: _Optional[float] = ..., reset: _Optional[bool] = ...) -> None: ...
+
+class GateResponse(_message.Message):
+    __slots__ = ("model_id", "policy", "rows", "changed", "tolerance", "is_own", "detail", "hindrance")
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
+    TOLERANCE_FIELD_NUMBER: _ClassVar[int]
+    IS_OWN_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    HINDRANCE_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    policy: str
+    rows: int
+    changed: float
+    tolerance: float
+    is_own: bool
+    detail: str
+    hindrance: str
+    def __init__(self, model_id: _Optional[str] = ..., policy: _Optional[str] = ..., rows: _Optional[int] = ..., changed: _Optional[float] = ..., tolerance: _Optional[float] = ..., is_own: _Optional[bool] = ..., detail: _Optional[str] = ..., hindrance: _Optional[str] = ...) -> None: ...
 
 class ActResponse(_message.Message):
     __slots__ = ("model_id", "version", "digest", "detail")

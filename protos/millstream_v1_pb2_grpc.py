@@ -774,6 +774,11 @@ class RegistryStub:
                 request_serializer=protos_dot_millstream__v1__pb2.UnpinRequest.SerializeToString,
                 response_deserializer=protos_dot_millstream__v1__pb2.ActResponse.FromString,
                 _registered_method=True)
+        self.Gate = channel.unary_unary(
+                '/millstream.v1.Registry/Gate',
+                request_serializer=protos_dot_millstream__v1__pb2.GateRequest.SerializeToString,
+                response_deserializer=protos_dot_millstream__v1__pb2.GateResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryServicer:
@@ -851,6 +856,14 @@ class RegistryServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Gate(self, request, context):
+        """What a model asks of a version before it takes over: recorded requests are replayed on it. Says what holds, and
+        changes what is named.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -903,6 +916,11 @@ def add_RegistryServicer_to_server(servicer, server):
                     servicer.Unpin,
                     request_deserializer=protos_dot_millstream__v1__pb2.UnpinRequest.FromString,
                     response_serializer=protos_dot_millstream__v1__pb2.ActResponse.SerializeToString,
+            ),
+            'Gate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Gate,
+                    request_deserializer=protos_dot_millstream__v1__pb2.GateRequest.FromString,
+                    response_serializer=protos_dot_millstream__v1__pb2.GateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1177,6 +1195,33 @@ class Registry:
             '/millstream.v1.Registry/Unpin',
             protos_dot_millstream__v1__pb2.UnpinRequest.SerializeToString,
             protos_dot_millstream__v1__pb2.ActResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Gate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/millstream.v1.Registry/Gate',
+            protos_dot_millstream__v1__pb2.GateRequest.SerializeToString,
+            protos_dot_millstream__v1__pb2.GateResponse.FromString,
             options,
             channel_credentials,
             insecure,
