@@ -1,24 +1,31 @@
 """What the registry and the process that tries versions say to each other, over one stream socket.
 
-registry  4 bytes of length, a JSON header, the signature, the artifacts one after another   ->  trial
-registry  <-  4 bytes of length, a JSON verdict                                                   trial
+registry  4 bytes of length, a JSON header, the signature, the artifacts one after another, rows  ->  trial
+registry  <-  4 bytes of length, a JSON verdict; where rows were sent, 4 bytes of length, answers      trial
 
+Rows are recorded requests, a serialized Rows; a version that gets some answers them instead of its golden examples.
 Nothing that comes back is trusted: the code of the version on trial may have written it.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import orjson
+from google.protobuf.message import DecodeError
+
+from contract.signature_parts import Value
+from protos import millstream_v1_pb2 as v1
 
 LENGTH = struct.Struct("!I")
 """What stands before each header and each verdict."""
 MAX_HEADER_BYTES = 2**20
 MAX_VERDICT_BYTES = 2**16
+MAX_ROWS_BYTES = 2**24
+MAX_ANSWERS_BYTES = 2**23
 IDLE_S = 60.0
 """After a trial a warden that has one registry alone waits so long for the next, and ends."""
 MAX_TEXT = 1000
@@ -42,14 +49,17 @@ class TrialHeader:
 
     signature_bytes: int
     files: tuple[TrialFile, ...]
+    rows_bytes: int = 0
+    """How long the rows are that it should answer; 0 where there are none."""
 
     @property
     def total(self) -> int:
         """Bytes that follow."""
-        return self.signature_bytes + sum(file.size for file in self.files)
+        return self.signature_bytes + sum(file.size for file in self.files) + self.rows_bytes
 
     def encode(self) -> bytes:
-        body = orjson.dumps({"signature": self.signature_bytes, "files": [asdict(file) for file in self.files]})
+        files = [asdict(file) for file in self.files]
+        body = orjson.dumps({"signature": self.signature_bytes, "files": files, "rows": self.rows_bytes})
         return LENGTH.pack(len(body)) + body
 
     @classmethod
@@ -58,11 +68,13 @@ class TrialHeader:
         try:
             content = orjson.loads(body)
             files = tuple(TrialFile(str(f["name"]), str(f["sha256"]), int(f["size"])) for f in content["files"])
-            header = cls(int(content["signature"]), files)
+            header = cls(int(content["signature"]), files, int(content.get("rows", 0)))
         except (KeyError, TypeError) as error:
             raise ValueError(f"not the header of a trial: {error}") from None
-        if header.signature_bytes < 0 or any(file.size < 0 for file in files):
+        if min(header.signature_bytes, header.rows_bytes, *(file.size for file in files)) < 0:
             raise ValueError("not the header of a trial: a size below zero")
+        if header.rows_bytes > MAX_ROWS_BYTES:
+            raise ValueError(f"not the header of a trial: {header.rows_bytes:,} bytes of rows")
         return header
 
 
@@ -99,6 +111,58 @@ class Verdict:
             {plain(name): plain(version) for name, version in list(libraries.items())[:_MOST]},
             tuple(plain(warning) for warning in warnings[:_MOST]),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a version on trial answered to rows."""
+
+    columns: Mapping[str, Sequence[Value]]
+    """Output -> its value for each row, in order; of a row that failed, whatever."""
+    failed: frozenset[int] = frozenset()
+    """Rows on which it raised."""
+    why: str = ""
+    """What it raised on the first of them."""
+
+    def encode(self) -> bytes:
+        """Raises ValueError where that is longer than anybody reads."""
+        message = v1.PredictResponse(error=v1.Error(message=plain(self.why)) if self.failed else None)
+        for name, values in self.columns.items():
+            column = message.columns.add(name=name).column
+            _FILLERS[type(values[0])](column, values)
+            column.nulls.extend(sorted(self.failed))
+        raw = message.SerializeToString()
+        if len(raw) > MAX_ANSWERS_BYTES:
+            raise ValueError(f"its answers have {in_words(len(raw))}; {in_words(MAX_ANSWERS_BYTES)} are the most")
+        return raw
+
+    @classmethod
+    def decode(cls, raw: bytes, rows: int) -> Self:
+        """Answers to so many rows, one at least; raises ValueError where these are none."""
+        try:
+            message = v1.PredictResponse.FromString(raw)
+        except DecodeError:
+            raise ValueError("not answers: no message") from None
+        columns: dict[str, Sequence[Value]] = {}
+        failed: frozenset[int] = frozenset()
+        for output in message.columns:
+            kind = output.column.WhichOneof("kind")
+            values = getattr(output.column, kind).values if kind else ()
+            if len(values) != rows or output.name in columns:
+                raise ValueError(f"not answers to {rows} rows: {len(values)} values of {plain(output.name)!r}")
+            columns[output.name] = list(values)
+            failed |= frozenset(output.column.nulls)
+        if not columns or max(failed, default=0) >= rows:
+            raise ValueError(f"not answers to {rows} rows")
+        return cls(columns, failed, plain(message.error.message))
+
+
+_FILLERS: Mapping[type, Callable[[v1.Column, Any], None]] = {
+    float: lambda column, values: column.doubles.values.extend(values),
+    int: lambda column, values: column.integers.values.extend(values),
+    bool: lambda column, values: column.booleans.values.extend(values),
+    str: lambda column, values: column.strings.values.extend(values),
+}
 
 
 def plain(text: object) -> str:

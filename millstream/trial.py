@@ -54,6 +54,14 @@ def trials(settings: Settings, ones: Sequence[str]) -> AbstractAsyncContextManag
     return OwnTrials(command, dict.fromkeys(ones, "1"), settings.trial_seconds)
 
 
+def replays(settings: Settings, ones: Sequence[str], trial: Trials) -> AbstractAsyncContextManager[Trials]:
+    """Where recorded requests are replayed: beside `trial`, so that no trial waits for them.
+
+    A warden that listens elsewhere does one thing at a time in any case, so it is that one.
+    """
+    return nullcontext(trial) if settings.trial_address else trials(settings, ones)
+
+
 def serve(settings: Settings, ones: Sequence[str], on_ready: Callable[[], None]) -> NoReturn:
     """Becomes a warden that listens at `trial_address`, with `ones` as above; raises NoPlaceToListen."""
     line = _listen(unix_path(settings.trial_address))

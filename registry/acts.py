@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Any
 
 from anyio import to_thread
 
@@ -16,9 +18,11 @@ from contract.record import ModelRecord
 from registry.catalogue.catalogue import ENDING, Catalogue
 from registry.catalogue.known import Act, KnownVersion, now
 from registry.promotion.promotion import Promotion
+from registry.promotion.ruling import BLOCK, OFF, Terms
 from registry.promotion.timeline import (
     CANARY,
     CANARY_OFF,
+    DESPITE,
     PIN,
     PROMOTE,
     RETIRE,
@@ -58,16 +62,43 @@ class Acts:
         self._catalogue = catalogue
         self._promotion = promotion
 
-    async def promote(self, model_id: str, version: str, by: str) -> Done:
-        """Puts a version into production. Raises ActRefused, as all of these."""
+    async def promote(self, model_id: str, version: str, by: str, *, despite_gate: bool = False) -> Done:
+        """Puts a version into production, past the gate where that is said. Raises ActRefused, as all of these."""
         known = self._version(model_id, version)
         goal, live = self._goal(model_id), self._live(model_id)
         if live == version and goal.production is not None and goal.production.version.version == version:
             raise ActRefused(f"{known.name} is in production already: {goal.production.statement.told}")
         told = [_takes_over(known, live), _again(known)]
+        terms = self._promotion.gate.terms(model_id)
+        if despite_gate:
+            told.append("its gate is not asked")
+        elif live and live != version and terms.policy != OFF and not self._promotion.gate.hindrance:
+            told.append(f"recorded requests are replayed on it first ({terms.told})")
         if goal.pin is not None:
             told.append("the model stays pinned: later tags count for nothing until `millstream registry unpin`")
-        return await self._say(known, PROMOTE, by, _joined(told))
+        return await self._say(known, DESPITE if despite_gate else PROMOTE, by, _joined(told))
+
+    async def gate(self, model_id: str, by: str, changes: Mapping[str, Any], *, reset: bool) -> str:
+        """Changes what a model asks of a version before it takes over; with nothing to change, what it asks."""
+        self._model(model_id)
+        gate = self._promotion.gate
+        if not changes and not reset:
+            return gate.terms(model_id).told
+        if changes and reset:
+            raise ActRefused("expected new terms for the gate, or to go back to the defaults; both came")
+        terms: Terms | None = None if reset else replace(gate.terms(model_id), **changes)
+        if terms is not None and terms.problem:
+            raise ActRefused(terms.problem)
+        by = _printable(by)
+        told = terms.told if terms is not None else "the registry's defaults again"
+        await to_thread.run_sync(
+            self._catalogue.put_gate, model_id, terms, Act(now(), model_id, "", "", "gate", told, by)
+        )
+        gate.forget(model_id)
+        told = gate.terms(model_id).told
+        if gate.terms(model_id).policy == BLOCK and gate.hindrance:
+            told += f"; nothing can be replayed, so every new version is held back: {gate.hindrance}"
+        return told
 
     async def pin(self, model_id: str, version: str, by: str) -> Done:
         """Holds production at a version, the live one where none is named."""
@@ -238,11 +269,15 @@ class Acts:
     async def _record(self, known: KnownVersion, statement: Statement, detail: str) -> Done:
         if statement.word not in ENDING and not self._is_there(known):
             raise ActRefused(f"the blobs of {known.name} are gone from {known.location}; publish it there again first")
-        by = "".join(c for c in statement.by if c.isprintable())[:MOST_BY]
+        by = _printable(statement.by)
         statement = replace(statement, by=by)
         act = Act(statement.at, *known.key, known.digest, statement.word, detail, by)
         await to_thread.run_sync(self._catalogue.state, statement, act)
         return Done(statement, detail)
+
+
+def _printable(by: str) -> str:
+    return "".join(c for c in by if c.isprintable())[:MOST_BY]
 
 
 def _takes_over(known: KnownVersion, live: str) -> str:

@@ -24,9 +24,11 @@ from protos import millstream_v1_pb2_grpc as rpc
 from registry.blobs.configured import configured_store
 from registry.catalogue.catalogue import Catalogue
 from registry.listing import refused_versions
+from registry.promotion.gate import Gate
 from registry.promotion.promotion import Promotion
+from registry.promotion.ruling import OFF, Terms
 from registry.service import RegistryService
-from registry.trial import Trial
+from registry.trial import Replay, Trial
 from registry.watch.artifacts import ArtifactKeys, Progress
 from registry.watch.poll import Look, StoreWatch
 from registry.watch.publishers import Publishers
@@ -54,11 +56,13 @@ async def run_registry(
     stop: anyio.Event,
     progress: Progress | None = None,
     trial: Trial | None = None,
+    replay: Replay | None = None,
     on_problem: Callable[[str], None] | None = None,
 ) -> None:
     """Runs the registry until `stop` is set; `listen` is `unix:/path` or `host:port`.
 
     `trial` loads a new version apart from the workers before they are asked to; without one they are the first.
+    `replay` has a version answer recorded requests there, for the gate.
 
     `on_ready` is called once the first look has been taken and its versions are offered to the workers, or models
     are in Redis already where the store can't be reached. Raises StoreUrlError, CatalogueUnusable, KeyUnusable and
@@ -76,6 +80,10 @@ async def run_registry(
         artifacts = ArtifactKeys(client, keys, settings.chunk_bytes)
         publishers = Publishers(await to_thread.run_sync(trust.publisher_keys, settings.trusted_publishers))
         watch = StoreWatch(store, catalogue, artifacts, database.parent, progress, trial, publishers)
+        terms = Terms(settings.gate_policy, settings.gate_rows, settings.gate_changed, settings.gate_tolerance)
+        gate = Gate(catalogue, artifacts, terms, settings.event_log, replay)
+        if gate.hindrance and (settings.gate_policy != OFF or catalogue.gates):
+            _log.info("no recorded requests are replayed before a version takes over", reason=gate.hindrance)
         promotion = Promotion(
             client,
             keys,
@@ -85,12 +93,14 @@ async def run_registry(
             artifacts,
             load_limit_s=settings.load_limit_s,
             retire_after_s=settings.retire_after_s,
+            gate=gate,
         )
         rounds = _Rounds(settings.poll_s, watch, promotion, on_ready, on_problem)
         server = await _serve(listen, RegistryService(catalogue, watch, promotion, rounds.sync, rounds.stir))
         stack.push_async_callback(server.stop, 1.0)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(rounds.run)
+            tasks.start_soon(gate.run, rounds.stir)
             tasks.start_soon(_beat, client, keys, catalogue, watch)
             await stop.wait()
             tasks.cancel_scope.cancel()
@@ -143,6 +153,7 @@ class _Rounds:
     async def sync(self) -> Look:
         """A look now; what it found is offered to the workers at the next step."""
         look = await self._watch.look()
+        self._promotion.gate.look_again()
         await self._promote_once()
         self._stir.set()
         return look
@@ -177,6 +188,7 @@ class _Rounds:
                     self._on_problem(self._watch.problem)
                 if not self._watch.problem and not self._watch.supply.wanted:
                     delay = _FIRST_RETRY_S
+                self._promotion.gate.look_again()
                 await self._promote_once()
                 self._stir.set()
                 self._say_ready()

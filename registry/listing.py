@@ -12,6 +12,7 @@ from protos import millstream_v1_pb2 as v1
 from registry.catalogue.catalogue import Catalogue
 from registry.catalogue.known import KnownVersion, Place, VersionKey
 from registry.promotion.canary import CanaryCounts
+from registry.promotion.ruling import Hold, Terms
 from registry.promotion.timeline import PRODUCTION, RETIRE, TAGS, Statement, Wanted, is_asked_for
 
 ROLES = TAGS[:3]
@@ -45,7 +46,9 @@ def listed_versions(
     return sorted(chosen, key=lambda row: (row.model_id, row.version, row.location))
 
 
-def routing_of(model_id: str, record: ModelRecord | None, goal: Wanted, counts: CanaryCounts | None) -> v1.ModelRouting:
+def routing_of(
+    model_id: str, record: ModelRecord | None, goal: Wanted, counts: CanaryCounts | None, terms: Terms
+) -> v1.ModelRouting:
     """Which version of a model is what, and by which statement."""
     routing = record.routing if record else Routing()
     wanted = goal.production
@@ -63,6 +66,7 @@ def routing_of(model_id: str, record: ModelRecord | None, goal: Wanted, counts: 
         canary_finished=counts.tally.finished if counts else 0,
         canary_failed=counts.tally.failed if counts else 0,
         shadow=routing.shadow,
+        gate=terms.told,
     )
 
 
@@ -71,11 +75,15 @@ def state_of(version: KnownVersion, record: ModelRecord | None, goal: Wanted) ->
     held = record.versions.get(version.version) if record else None
     live = record.live if record else None
     instead = f"{live.version} answers instead" if live is not None else "nothing answers instead"
+    ruling = goal.gated.get(version.version)
+    kept = _gated(version, ruling) if ruling is not None else ""
     if record is not None and held is not None and held.digest.hex() == version.digest:
         if held.state == LOADING:
             return "loading", ""
         if held.state == LIVE:
-            return _role(version.version, record.routing), ""
+            return _role(version.version, record.routing), kept
+        if kept:
+            return "held back", kept
         return ("refused", version.refused) if version.refused else ("retiring", instead)
     if version.refused:
         return "refused", version.refused
@@ -83,6 +91,8 @@ def state_of(version: KnownVersion, record: ModelRecord | None, goal: Wanted) ->
         return "vanished", "its blobs are gone from the store"
     if any(claim.version.key == version.key for claim in goal.claims):
         return "waiting", ""
+    if kept:
+        return "held back", kept
     keeper = goal.held.get(version.version)
     if keeper is not None:
         return "retired" if keeper.word == RETIRE else "held back", _keeps(keeper, version.version)
@@ -117,6 +127,11 @@ def _role(version: str, routing: Routing) -> str:
 
 def _keeps(keeper: Statement, version: str) -> str:
     return keeper.told if keeper.version == version else f"{keeper.version} was {keeper.told}"
+
+
+def _gated(version: KnownVersion, ruling: Hold) -> str:
+    despite = f"millstream registry promote {version.model_id} {version.version} --despite-gate"
+    return f"held back by the gate: {ruling.short}; `{despite}` puts it into production all the same"
 
 
 def _traffic(version: str, routing: Routing) -> float:

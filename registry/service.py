@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import grpc
@@ -21,6 +21,7 @@ from registry.listing import listed_versions, routing_of, timestamp
 from registry.promotion.promotion import Promotion
 from registry.watch.poll import Look, StoreWatch
 
+_T = TypeVar("_T")
 _log = structlog.get_logger()
 
 
@@ -70,6 +71,7 @@ class RegistryService(rpc.RegistryServicer):
                     self._promotion.records.get(model_id),
                     self._promotion.wanted(model_id),
                     self._promotion.canaries.get(model_id),
+                    self._promotion.gate.terms(model_id),
                 )
                 for model_id in models
             ],
@@ -114,7 +116,10 @@ class RegistryService(rpc.RegistryServicer):
         )
 
     async def Promote(self, request: v1.PromoteRequest, context: grpc.aio.ServicerContext[Any, Any]) -> v1.ActResponse:
-        return await self._act(partial(self._acts.promote, request.model_id, request.version, request.by), context)
+        act = partial(
+            self._acts.promote, request.model_id, request.version, request.by, despite_gate=request.despite_gate
+        )
+        return await self._act(act, context)
 
     async def SetCanary(
         self, request: v1.SetCanaryRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -151,13 +156,40 @@ class RegistryService(rpc.RegistryServicer):
     async def Unpin(self, request: v1.UnpinRequest, context: grpc.aio.ServicerContext[Any, Any]) -> v1.ActResponse:
         return await self._act(partial(self._acts.unpin, request.model_id, request.by), context)
 
+    async def Gate(self, request: v1.GateRequest, context: grpc.aio.ServicerContext[Any, Any]) -> v1.GateResponse:
+        names = ("policy", "rows", "changed", "tolerance")
+        changes = {name: getattr(request, name) for name in names if request.HasField(name)}
+        act = partial(self._acts.gate, request.model_id, request.by, changes, reset=request.reset)
+        detail = await self._done(act, context)
+        self._stir()
+        gate = self._promotion.gate
+        terms = gate.terms(request.model_id)
+        is_own = request.model_id in self._catalogue.gates
+        return v1.GateResponse(
+            model_id=request.model_id,
+            policy=terms.policy,
+            rows=terms.rows,
+            changed=terms.changed,
+            tolerance=terms.tolerance,
+            is_own=is_own,
+            detail=detail,
+            hindrance=gate.hindrance,
+        )
+
     async def _act(
         self, act: Callable[[], Awaitable[Done]], context: grpc.aio.ServicerContext[Any, Any]
     ) -> v1.ActResponse:
+        done = await self._done(act, context)
+        said = done.statement
+        _log.info("an operator's act", model_id=said.model_id, version=said.version, act=said.word, by=said.by)
+        self._stir()
+        return v1.ActResponse(model_id=said.model_id, version=said.version, digest=said.digest, detail=done.detail)
+
+    async def _done(self, act: Callable[[], Awaitable[_T]], context: grpc.aio.ServicerContext[Any, Any]) -> _T:
         """Does it, one at a time; it is on record when this answers."""
         try:
             async with self._one_at_a_time:
-                done = await act()
+                return await act()
         except NotKnown as refused:
             await context.abort(grpc.StatusCode.NOT_FOUND, str(refused))
         except ActRefused as refused:
@@ -166,10 +198,7 @@ class RegistryService(rpc.RegistryServicer):
             mark = uuid.uuid4().hex[:12]
             _log.exception("an act failed", mark=mark)
             await context.abort(grpc.StatusCode.INTERNAL, f"it was not done; the registry's log has it under {mark}")
-        said = done.statement
-        _log.info("an operator's act", model_id=said.model_id, version=said.version, act=said.word, by=said.by)
-        self._stir()
-        return v1.ActResponse(model_id=said.model_id, version=said.version, digest=said.digest, detail=done.detail)
+        raise AssertionError("a call that was ended goes on")
 
     async def _unknown(self, model_id: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         models = sorted({version.model_id for version in self._catalogue.versions.values()})

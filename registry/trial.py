@@ -20,7 +20,16 @@ import structlog
 from anyio.abc import ByteStream, Process, UNIXSocketStream
 
 from contract.record import Artifact
-from contract.trial import IDLE_S, LENGTH, MAX_VERDICT_BYTES, TrialFile, TrialHeader, Verdict, in_words
+from contract.trial import (
+    IDLE_S,
+    LENGTH,
+    MAX_ANSWERS_BYTES,
+    MAX_VERDICT_BYTES,
+    TrialFile,
+    TrialHeader,
+    Verdict,
+    in_words,
+)
 from registry.watch.artifacts import ArtifactKeys
 
 START_S = 60.0
@@ -52,6 +61,9 @@ Trial = Callable[[bytes, Sequence[OnTrial]], Awaitable[Verdict]]
 Raises TrialUnavailable where that can't be done now.
 """
 
+Replay = Callable[[bytes, Sequence[OnTrial], bytes], Awaitable[tuple[Verdict, bytes]]]
+"""The same with recorded rows, a serialized Rows: the verdict, and what the version answers to them, unchecked."""
+
 
 def on_trial(keys: ArtifactKeys, artifacts: Iterable[Artifact]) -> list[OnTrial]:
     """Artifacts that are in Redis, for a trial."""
@@ -68,18 +80,23 @@ class Trials:
 
     async def __call__(self, signature_json: bytes, artifacts: Sequence[OnTrial]) -> Verdict:
         """The verdict on a version, from its signature's JSON and its artifacts."""
+        return (await self.replay(signature_json, artifacts, b""))[0]
+
+    async def replay(self, signature_json: bytes, artifacts: Sequence[OnTrial], rows: bytes) -> tuple[Verdict, bytes]:
+        """The same with recorded rows, a serialized Rows, and what it answers to them; nothing of that is checked."""
         async with self._lock:
             version = sha256(b"".join([signature_json, *(a.file.sha256.encode() for a in artifacts)])).digest()
+            answers = b""
             try:
                 async with self._line() as line:
-                    verdict = await self._ask(line, signature_json, artifacts)
+                    verdict, answers = await self._ask(line, signature_json, artifacts, rows)
             except (anyio.BrokenResourceError, anyio.EndOfStream, ConnectionError, TimeoutError, ValueError) as error:
                 self._breaks[version] = self._breaks.get(version, 0) + 1
                 if self._breaks[version] < BREAKS:
                     raise TrialUnavailable(f"its trial broke off ({type(error).__name__}); it is tried again") from None
                 verdict = Verdict(f"the process that watches over trials ended {BREAKS} times while it was tried")
             self._breaks.pop(version, None)
-            return verdict
+            return verdict, answers
 
     @asynccontextmanager
     async def _line(self) -> AsyncIterator[ByteStream]:
@@ -87,8 +104,10 @@ class Trials:
         raise NotImplementedError
         yield
 
-    async def _ask(self, line: ByteStream, signature_json: bytes, artifacts: Sequence[OnTrial]) -> Verdict:
-        header = TrialHeader(len(signature_json), tuple(artifact.file for artifact in artifacts))
+    async def _ask(
+        self, line: ByteStream, signature_json: bytes, artifacts: Sequence[OnTrial], rows: bytes
+    ) -> tuple[Verdict, bytes]:
+        header = TrialHeader(len(signature_json), tuple(artifact.file for artifact in artifacts), len(rows))
         await _send(line, header.encode() + signature_json)
         for artifact in artifacts:
             sent = 0
@@ -98,11 +117,11 @@ class Trials:
                     await _send(line, chunk)
             if sent != artifact.file.size:
                 raise TrialUnavailable(f"{artifact.file.name} is not in Redis as it was put there")
+        if rows:
+            await _send(line, rows)
         with anyio.fail_after(self._seconds + START_S):
-            (length,) = LENGTH.unpack(await _receive(line, LENGTH.size))
-            if length > MAX_VERDICT_BYTES:
-                raise ValueError("a verdict that is too long")
-            return Verdict.decode(await _receive(line, length))
+            verdict = Verdict.decode(await _receive_part(line, MAX_VERDICT_BYTES))
+            return verdict, await _receive_part(line, MAX_ANSWERS_BYTES) if rows else b""
 
 
 class OwnTrials(Trials):
@@ -206,9 +225,17 @@ async def _send(line: ByteStream, content: bytes) -> None:
         await line.send(content)
 
 
+async def _receive_part(line: ByteStream, most: int) -> bytes:
+    """What stands behind its length; raises ValueError where that is too long."""
+    (length,) = LENGTH.unpack(await _receive(line, LENGTH.size))
+    if length > most:
+        raise ValueError(f"{length:,} bytes where {most:,} are the most")
+    return await _receive(line, length)
+
+
 async def _receive(line: ByteStream, count: int) -> bytes:
     """So many bytes; raises EndOfStream where the other side closed before."""
-    content = b""
+    content = bytearray()
     while len(content) < count:
         content += await line.receive(count - len(content))
-    return content
+    return bytes(content)

@@ -20,7 +20,7 @@ from contract.settings import Settings
 from protos import millstream_v1_pb2 as v1
 from protos import millstream_v1_pb2_grpc as rpc
 from registry.app import run_registry
-from registry.trial import Trial
+from registry.trial import Replay, Trial
 from tests.conditions import eventually_async
 
 
@@ -34,13 +34,13 @@ class RegistryRun:
         self.client = client
         self.settings: dict[str, Any] = {"prefix": prefix, "chunk_bytes": 1000, **settings}
         self.calls: Any = None
+        self.address = f"unix:{folder.name[:20]}.sock"
         self._known: dict[bytes, ModelRecord] = {}
 
     @asynccontextmanager
-    async def running(self, trial: Trial | None = None) -> AsyncIterator[None]:
+    async def running(self, trial: Trial | None = None, replay: Replay | None = None) -> AsyncIterator[None]:
         """Ready inside, with a worker; stopped and gone behind."""
         ready, stop, done = anyio.Event(), anyio.Event(), anyio.Event()
-        address = f"unix:{self.folder.name[:20]}.sock"
 
         async def run() -> None:
             await run_registry(
@@ -48,10 +48,11 @@ class RegistryRun:
                 redis_url=self.redis_url,
                 database=self.folder / "registry.duckdb",
                 private_key=self.folder / "registry.key",
-                listen=address,
+                listen=self.address,
                 on_ready=ready.set,
                 stop=stop,
                 trial=trial,
+                replay=replay,
             )
             done.set()
 
@@ -60,7 +61,7 @@ class RegistryRun:
             tasks.start_soon(self._worker)
             with anyio.fail_after(60):
                 await ready.wait()
-            async with grpc.aio.insecure_channel(address) as channel:
+            async with grpc.aio.insecure_channel(self.address) as channel:
                 self.calls = rpc.RegistryStub(channel)
                 try:
                     yield

@@ -18,8 +18,8 @@ from typing import NoReturn
 
 from consumers.model.formats import said
 from consumers.trial.confinement import Confinement, children, die_with_parent
-from consumers.trial.trial import LOADING, STARTING, try_version
-from contract.trial import LENGTH, MAX_VERDICT_BYTES, TrialFile, Verdict, plain
+from consumers.trial.trial import ANSWERING, LOADING, STARTING, try_version
+from contract.trial import LENGTH, MAX_ANSWERS_BYTES, MAX_VERDICT_BYTES, TrialFile, Verdict, plain
 
 SWEEP_S = 5.0
 """Longest time to end what a version left behind; then the warden itself ends, and everything with it."""
@@ -41,16 +41,21 @@ class Attempt:
         self._line = line
         """Who asked; a trial ends when they go away."""
         self._stage = STARTING
-        self._said = b""
+        self._said = bytearray()
+        self._most = 0
+        """Longest verdict and answers that are read."""
         self._printed = b""
 
-    def run(self, signature: bytes, files: Sequence[TrialFile], contents: Mapping[str, bytes]) -> Verdict:
-        """The verdict. Raises Gone where nobody waits for it any more."""
+    def run(
+        self, signature: bytes, files: Sequence[TrialFile], contents: Mapping[str, bytes], rows: bytes = b""
+    ) -> tuple[Verdict, bytes]:
+        """The verdict, and its answers where there are rows. Raises Gone where nobody waits for it any more."""
+        self._most = 2 * MAX_VERDICT_BYTES + (MAX_ANSWERS_BYTES if rows else 0)
         answers, answer = os.pipe()
         prints, print_to = os.pipe()
         pid = os.fork()
         if pid == 0:
-            _become(self._limits, answer, print_to, signature, files, contents)
+            _become(self._limits, answer, print_to, signature, files, contents, rows)
         os.close(answer)
         os.close(print_to)
         os.set_blocking(answers, False)
@@ -62,7 +67,8 @@ class Attempt:
             self._read(answers, prints)
             os.close(answers)
             os.close(prints)
-        return replace(self._late() if status is None else self._answered(status), peak_bytes=peak)
+        verdict, told = (self._late(), b"") if status is None else self._answered(status)
+        return replace(verdict, peak_bytes=peak), told
 
     def _watch(self, pid: int, answers: int, prints: int) -> tuple[int | None, int]:
         """Until the process has ended: its status, None where its time ran out, and its peak of memory in bytes."""
@@ -96,7 +102,7 @@ class Attempt:
                     ended.append(pipe)
                 elif pipe == prints:
                     self._printed = (self._printed + piece)[-_KEPT:]
-                elif len(self._said) <= 2 * MAX_VERDICT_BYTES:
+                elif len(self._said) <= self._most:
                     self._said += piece
                 while self._said.startswith(_STAGE) and b"\n" in self._said:
                     stage, _, self._said = self._said.partition(b"\n")
@@ -104,21 +110,24 @@ class Attempt:
         return ended
 
     def _late(self) -> Verdict:
-        what = "loaded" if self._stage in (STARTING, LOADING) else "done with its examples"
+        examples = "recorded requests" if self._stage == ANSWERING else "its examples"
+        what = "loaded" if self._stage in (STARTING, LOADING) else f"done with {examples}"
         return Verdict(f"it was not {what} within {self._limits.seconds:g} s{self._last_words()}")
 
-    def _answered(self, status: int) -> Verdict:
+    def _answered(self, status: int) -> tuple[Verdict, bytes]:
         code = os.waitstatus_to_exitcode(status)
-        if code == 0 and self._said.startswith(_VERDICT):
+        start = 1 + LENGTH.size
+        if code == 0 and self._said.startswith(_VERDICT) and start <= len(self._said) <= self._most:
+            end = start + LENGTH.unpack(self._said[1:start])[0]
             with suppress(ValueError):
-                return Verdict.decode(self._said[1 + LENGTH.size :])
+                return Verdict.decode(bytes(self._said[start:end])), bytes(self._said[end:])
         if code == -signal.SIGXCPU:
             how = f"took more than {self._limits.seconds:g} s of processor time"
         elif code < 0:
             how = f"ended by signal {-code} ({_signal_name(-code)})"
         else:
             how = f"ended its process with exit code {code}"
-        return Verdict(f"it {how} {self._stage}{self._last_words()}")
+        return Verdict(f"it {how} {self._stage}{self._last_words()}"), b""
 
     def _last_words(self) -> str:
         lines = [line for raw in self._printed.decode(errors="replace").splitlines() if (line := plain(raw))]
@@ -132,6 +141,7 @@ def _become(
     signature: bytes,
     files: Sequence[TrialFile],
     contents: Mapping[str, bytes],
+    rows: bytes,
 ) -> NoReturn:
     """In the child: confines itself, tries the version, answers and ends; nothing of the warden runs on here."""
     code = 1
@@ -149,9 +159,9 @@ def _become(
         def on_stage(stage: str) -> None:
             os.write(answer, _STAGE + stage.encode() + b"\n")
 
-        verdict = try_version(signature, files, contents, on_stage=on_stage, memory=limits.memory_in_words)
+        verdict, told = try_version(signature, files, contents, rows, on_stage=on_stage, memory=limits.memory_in_words)
         # In pieces: a pipe takes 64 KiB before somebody reads.
-        left = memoryview(_VERDICT + verdict.encode())
+        left = memoryview(_VERDICT + verdict.encode() + told)
         while left:
             left = left[os.write(answer, left) :]
         code = 0

@@ -1,6 +1,7 @@
 """A version on trial: loaded and asked as a worker would, gate by gate, in a process that may die of it.
 
 digests -> loads -> features as it was fitted on -> declared outputs, no NaN -> golden examples
+                                                 -> or, where rows are sent: what it answers to them
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import numpy as np
 
 from consumers.model.formats import UnloadableModel, said
 from consumers.model.model import LoadedModel, PredictFailed, load_model, rows_of
+from consumers.trial.recorded import answered
 from contract.signature import SignatureError, parse_signature
 from contract.trial import TrialFile, Verdict
 
 STARTING, LOADING, PREDICTING = "before loading", "while loading", "while answering its examples"
+ANSWERING = "while answering recorded requests"
 """Where a trial stands."""
 
 _LIBRARIES = ("sklearn", "numpy", "scipy", "pandas", "joblib", "xgboost", "lightgbm", "skops", "onnxruntime", "torch")
@@ -28,28 +31,35 @@ def try_version(
     signature_json: bytes,
     files: Sequence[TrialFile],
     contents: Mapping[str, bytes],
+    rows: bytes = b"",
     *,
     on_stage: Callable[[str], None],
     memory: str,
-) -> Verdict:
-    """The verdict on a version; `on_stage` hears where it stands, `memory` is the limit in words."""
+) -> tuple[Verdict, bytes]:
+    """The verdict on a version, and its answers where there are rows, a serialized Rows.
+
+    `on_stage` hears where it stands, `memory` is the limit in words.
+    """
     stage = LOADING
     started = time.monotonic()
-    verdict = Verdict()
+    verdict, answers = Verdict(), b""
     try:
         _check_digests(files, contents)
         signature, _ = parse_signature(signature_json)
         on_stage(stage)
         model = load_model(signature, contents)
         verdict = replace(verdict, load_s=round(time.monotonic() - started, 3), warnings=model.warnings)
-        stage = PREDICTING
+        stage = ANSWERING if rows else PREDICTING
         on_stage(stage)
-        model.warm()
-        check_examples(model)
+        if rows:
+            answers = answered(model, rows).encode()
+        else:
+            model.warm()
+            check_examples(model)
     except BaseException as error:  # noqa: BLE001 - a model may raise anything, SystemExit too
         verdict = replace(verdict, reason=_reason(error, stage, memory))
     libraries = {name: sys.modules[name].__version__ for name in _LIBRARIES if name in sys.modules}
-    return replace(verdict, libraries={"python": sys.version.split()[0], **libraries})
+    return replace(verdict, libraries={"python": sys.version.split()[0], **libraries}), answers
 
 
 def check_examples(model: LoadedModel) -> None:

@@ -15,7 +15,7 @@ from importlib import import_module
 from consumers.trial.attempt import Attempt, Gone
 from consumers.trial.confinement import Confinement, adopt_orphans, die_with_parent, hide
 from consumers.worker.assembly import Assembly
-from contract.trial import IDLE_S, LENGTH, MAX_HEADER_BYTES, TrialHeader, Verdict, in_words
+from contract.trial import IDLE_S, LENGTH, MAX_ANSWERS_BYTES, MAX_HEADER_BYTES, TrialHeader, Verdict, in_words
 
 SILENCE_S = 30.0
 """Longest wait for the next bytes of a request that has begun."""
@@ -58,18 +58,25 @@ def answer(line: socket.socket, limits: Confinement, idle_s: float) -> None:
             if length > MAX_HEADER_BYTES:
                 return
             header = TrialHeader.decode(receive(line, length))
-            line.sendall(_verdict(line, header, limits).encode())
+            verdict, answers = _verdict(line, header, limits)
+            line.sendall(verdict.encode())
+            if header.rows_bytes:
+                if len(answers) > MAX_ANSWERS_BYTES:  # of which nobody reads any
+                    answers = b""
+                line.sendall(LENGTH.pack(len(answers)) + answers)
 
 
-def _verdict(line: socket.socket, header: TrialHeader, limits: Confinement) -> Verdict:
+def _verdict(line: socket.socket, header: TrialHeader, limits: Confinement) -> tuple[Verdict, bytes]:
     if header.total > limits.memory:
         left = header.total
         while left:  # to the end: the other side listens only then
             left -= len(receive(line, min(_PIECE, left)))
-        return Verdict(f"its files have {in_words(header.total)}; a trial may take {limits.memory_in_words} of memory")
+        why = f"its files have {in_words(header.total)}; a trial may take {limits.memory_in_words} of memory"
+        return Verdict(why), b""
     signature = receive(line, header.signature_bytes)
     contents = {file.name: receive(line, file.size) for file in header.files}
-    return Attempt(limits, line).run(signature, header.files, contents)
+    rows = receive(line, header.rows_bytes)
+    return Attempt(limits, line).run(signature, header.files, contents, rows)
 
 
 def receive(line: socket.socket, count: int) -> bytes:

@@ -178,7 +178,7 @@ def history(
     screen.table(("at", "model", "version", "act", "detail", "by"), rows)
 
 
-for _act in (acts.promote, acts.canary, acts.shadow, acts.rollback, acts.retire, acts.pin, acts.unpin):
+for _act in (acts.promote, acts.canary, acts.shadow, acts.rollback, acts.retire, acts.pin, acts.unpin, acts.gate):
     app.command(_act.__name__)(_act)
 app.command("publish")(publish.publish)
 app.command("keygen")(keygen.keygen)
@@ -207,6 +207,8 @@ def _roles(routing: Any) -> list[tuple[str, str, str]]:
         rows.append(("canary", routing.canary, share))
     if routing.shadow:
         rows.append(("shadow", routing.shadow, ""))
+    if routing.gate:
+        rows.append(("gate", "", routing.gate))
     return rows
 
 
@@ -223,6 +225,7 @@ def _routing_json(routing: Any) -> dict[str, Any]:
         "canary_finished": routing.canary_finished,
         "canary_failed": routing.canary_failed,
         "shadow": routing.shadow,
+        "gate": routing.gate,
     }
 
 

@@ -18,6 +18,7 @@ import duckdb
 
 from registry.catalogue.known import Act, KnownVersion, Place, StoredArtifact, VersionKey
 from registry.catalogue.tables import prepare
+from registry.promotion.ruling import Terms
 from registry.promotion.timeline import CANARY_OFF, RETIRE, SHADOW_OFF, UNPIN, Statement
 
 ENDING = frozenset({RETIRE, UNPIN, CANARY_OFF, SHADOW_OFF})
@@ -60,6 +61,17 @@ class Catalogue:
             for model_id, revision, record in self._rows("SELECT model_id, revision, record FROM models")
         }
         """model_id -> revision and serialized record as last written to Redis."""
+        self.lives: dict[VersionKey, datetime] = {
+            (model_id, version): _time(at)
+            for model_id, version, at in self._rows(
+                "SELECT model_id, version, epoch_us(max(noted)) FROM history WHERE act = 'live' GROUP BY ALL"
+            )
+        }
+        """When each version last became the one that answers."""
+        self.gates: dict[str, Terms] = {
+            model_id: Terms(*terms) for model_id, *terms in self._rows("SELECT * FROM gates")
+        }
+        """model_id -> its own terms for the gate."""
 
     def close(self) -> None:
         with self._lock:
@@ -148,6 +160,17 @@ class Catalogue:
             db.execute("INSERT OR REPLACE INTO models VALUES (?, ?, ?)", [model_id, revision, record])
             _write_history(db, acts)
         self.records = {**self.records, model_id: (revision, record)}
+        self.lives |= {(act.model_id, act.version): act.at for act in acts if act.act == "live"}
+
+    def put_gate(self, model_id: str, terms: Terms | None, *acts: Act) -> None:
+        """A model's own terms for the gate; None where it goes by the defaults again."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM gates WHERE model_id = ?", [model_id])
+            if terms is not None:
+                db.execute("INSERT INTO gates VALUES (?, ?, ?, ?, ?)", [model_id, *astuple(terms)])
+            _write_history(db, acts)
+        others = {name: each for name, each in self.gates.items() if name != model_id}
+        self.gates = others if terms is None else {**others, model_id: terms}
 
     def note(self, *acts: Act) -> None:
         with self._transaction() as db:

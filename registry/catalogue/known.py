@@ -94,7 +94,8 @@ class Act:
     version: str
     digest: str
     act: str
-    """found, tagged, refused, vanished, loading, live, superseded, restored, dropped, or an operator's act."""
+    """found, tagged, refused, vanished, replayed, held back, loading, live, superseded, restored, dropped, or an
+    operator's act."""
     detail: str
     by: str = ""
     """Who did it, where somebody did."""

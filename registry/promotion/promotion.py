@@ -25,9 +25,11 @@ from registry.catalogue.catalogue import Catalogue
 from registry.catalogue.known import Act, KnownVersion, VersionKey, now
 from registry.promotion.adoption import adopt
 from registry.promotion.canary import CanaryCounts
+from registry.promotion.gate import Gate, through
 from registry.promotion.records import Records
 from registry.promotion.repair import Repair
 from registry.promotion.retirement import Retirements
+from registry.promotion.ruling import OPEN
 from registry.promotion.switching import (
     Load,
     Refuse,
@@ -42,7 +44,7 @@ from registry.promotion.switching import (
     with_live,
     withdrawn,
 )
-from registry.promotion.timeline import Statement, Wanted, wanted
+from registry.promotion.timeline import Claim, Statement, Wanted, wanted
 from registry.promotion.transitions import transitions
 from registry.watch.artifacts import ArtifactKeys
 from registry.watch.poll import StoreWatch
@@ -68,7 +70,9 @@ class Promotion:
         *,
         load_limit_s: float,
         retire_after_s: float = RETIRE_AFTER_S,
+        gate: Gate | None = None,
     ) -> None:
+        """Without a gate every version takes over that loads."""
         self.waiting: dict[VersionKey, str] = {}
         """Version -> what its loading waits for, for people."""
         self._coming: dict[VersionKey, str] = {}
@@ -84,10 +88,11 @@ class Promotion:
         self._repair = Repair(self._records, catalogue, artifacts, watch.supply)
         self._sweep = Sweep(catalogue, artifacts, watch.supply)
         self._retirements = Retirements(client, keys, retire_after_s)
+        self.gate = gate if gate is not None else Gate(catalogue, artifacts, OPEN)
         self._load_limit_s = load_limit_s
         self._stuck: dict[str, str] = {}
         self._waits: dict[tuple[str, str], Wait] = {}
-        self._told: dict[str, tuple[object, object, object, Wanted]] = {}
+        self._told: dict[str, tuple[object, object, object, int, Wanted]] = {}
         """Model -> what was wanted of it, and from what that follows: the same values are not judged twice."""
         self._goals: dict[str, Wanted] = {}
         """Model -> what was wanted of it at its last step."""
@@ -104,13 +109,18 @@ class Promotion:
         record = self.records.get(model_id)
         versions, said = self._catalogue.versions, self._catalogue.statements.get(model_id, ())
         told = self._told.get(model_id)
-        if not also and told is not None and told[0] is versions and told[1] is said and told[2] is record:
-            return told[3]
+        edition = self.gate.edition
+        if not also and told is not None:
+            *past, ruled, goal = told
+            if ruled == edition and all(a is b for a, b in zip(past, (versions, said, record), strict=True)):
+                return goal
         in_redis = {version.digest.hex() for version in record.versions.values()} if record else set()
         known = [version for version in versions.values() if version.model_id == model_id]
-        goal = wanted(known, (*said, *also), in_redis)
+        goal_of = partial(wanted, known, (*said, *also), in_redis)
+        live = record.live if record is not None else None
+        goal = through(goal_of, partial(self.gate.standing, live=live))
         if not also:
-            self._told[model_id] = versions, said, record, goal
+            self._told[model_id] = versions, said, record, edition, goal
         return goal
 
     async def adopt(self) -> None:
@@ -181,8 +191,13 @@ class Promotion:
         mine = {(model_id, claim.version.digest) for claim in goal.claims}
         for other in [key for key in self._waits if key[0] == model_id and key not in mine]:
             del self._waits[other]
+        if not goal.is_examined:
+            self.gate.withdraw(model_id)
         for claim in goal.claims:
             version = claim.version
+            if goal.is_examined and claim is goal.production:
+                await self._examine(record, claim)
+                continue
             wait = self._wait(record, version, workers, elapsed)
             match decide(record, version, workers, wait, self._load_limit_s):
                 case Load():
@@ -217,6 +232,16 @@ class Promotion:
         artifacts = self._artifacts.chunked(version)
         offered = Version.make(digest, LOADING, version.signature_json, artifacts, version.location)
         return await self._arrange(loading(record, offered), goal)
+
+    async def _examine(self, record: ModelRecord | None, claim: Claim) -> None:
+        """Has the gate examine a version that is to take over, as soon as it can be tried."""
+        version = claim.version
+        held = record.versions.get(version.version) if record else None
+        if held is not None and held.digest.hex() == version.digest:
+            self._watch.supply.passed.add(version.digest)  # as canary, shadow or before: workers have loaded it
+        if record is not None and record.live is not None and await self._is_at_hand(version):
+            self.gate.ask(claim, record.live)
+            self._coming[version.key] = f"recorded requests of {record.live.version} are replayed on it"
 
     async def _is_at_hand(self, version: KnownVersion) -> bool:
         """Whether its artifacts are in Redis and were tried; where they are not, the next look sees to it."""

@@ -142,10 +142,10 @@ def arranged(record: ModelRecord, wanted: Wanted) -> ModelRecord:
     """The record as it should stand with what is live: routing as wanted, and what has no role any more retiring.
 
     Without a version wanted in production what answers goes on, unless an operator retired it; while the wanted one
-    is not live yet it goes on in any case.
+    is not live yet, or the gate examines it, it goes on in any case.
     """
     production = record.live.version if record.live else ""
-    if wanted.production is not None and _is_live(record, wanted.production):
+    if wanted.production is not None and not wanted.is_examined and _is_live(record, wanted.production):
         production = wanted.production.version.version
     elif wanted.production is None and production in wanted.retired:
         production = ""

@@ -19,15 +19,17 @@ from datetime import datetime
 from typing import Literal
 
 from registry.catalogue.known import KnownVersion, Rank
+from registry.promotion.ruling import Hold
 
 PRODUCTION, CANARY, SHADOW, STAGING, RETIRED = TAGS = ("production", "canary", "shadow", "staging", "retired")
 """What a tag may say, the strongest first."""
 
 PROMOTE, ROLLBACK, PIN, UNPIN, ADOPT = "promote", "rollback", "pin", "unpin", "adopt"
+DESPITE = "promote despite the gate"
 RETIRE, CANARY_OFF, SHADOW_OFF = "retire", "canary off", "shadow off"
 
 _CLAIMS: Mapping[str, frozenset[str]] = {
-    PRODUCTION: frozenset({PROMOTE, ROLLBACK, PIN, ADOPT}),
+    PRODUCTION: frozenset({PROMOTE, DESPITE, ROLLBACK, PIN, ADOPT}),
     CANARY: frozenset({CANARY}),
     SHADOW: frozenset({SHADOW}),
 }
@@ -42,6 +44,7 @@ _ENDS: Mapping[str, frozenset[str]] = {
 
 _SENTENCES = {
     PROMOTE: "promoted",
+    DESPITE: "promoted despite the gate",
     ROLLBACK: "rolled back to",
     PIN: "pinned",
     UNPIN: "unpinned",
@@ -111,6 +114,10 @@ class Wanted:
     """Version -> the act that keeps back what its tag asks for."""
     decided_us: int = 0
     """When the newest statement was made, in microseconds since the Unix epoch."""
+    gated: Mapping[str, Hold] = field(default_factory=dict)
+    """Version -> why the gate keeps it from production, though a statement asks for it."""
+    is_examined: bool = False
+    """Whether the gate still examines the version that should answer: until then what answers goes on."""
 
     @property
     def claims(self) -> list[Claim]:
@@ -119,9 +126,14 @@ class Wanted:
 
 
 def wanted(
-    versions: Iterable[KnownVersion], statements: Sequence[Statement], in_redis: Collection[str] = frozenset()
+    versions: Iterable[KnownVersion],
+    statements: Sequence[Statement],
+    in_redis: Collection[str] = frozenset(),
+    without: Collection[Statement] = frozenset(),
 ) -> Wanted:
     """What is wanted of one model; `statements` are those about it, oldest first.
+
+    Those in `without` give no role and take none; a pin among them still makes later tags count for nothing.
 
     A version that was refused gets no role. One whose blobs are gone gets one only where its digest is `in_redis`:
     deleting blobs never takes a model down.
@@ -129,7 +141,10 @@ def wanted(
     known = list(versions)
     pin = _pin(statements)
     own = {
-        each.version: [s for s in statements if (s.version, s.digest) == (each.version, each.digest)] for each in known
+        each.version: [
+            s for s in statements if (s.version, s.digest) == (each.version, each.digest) and s not in without
+        ]
+        for each in known
     }
     counting = {version: [s for s in said if not _is_held_by(pin, s)] for version, said in own.items()}
 

@@ -47,10 +47,12 @@ def idle_versions(
         (model_id, each.digest.hex()) for model_id, record in records.items() for each in record.versions.values()
     }
     needed |= {(model_id, claim.version.digest) for model_id, goal in goals.items() for claim in goal.claims}
+    waiting = {(model_id, name) for model_id, goal in goals.items() for name, held in goal.gated.items() if held.again}
     return [
         version
         for version in versions
         if version.model_id in goals
         and (version.model_id, version.digest) not in needed
         and version.key not in on_their_way
+        and version.key not in waiting
     ]
