@@ -75,16 +75,23 @@ class LoadedModel:
         """Name and type of each output, in the order they are answered."""
         return tuple((plan.name, plan.kind) for plan in self._plans)
 
-    def predict(self, rows: Rows) -> list[OutputColumn]:
-        """The outputs of all rows, computed as one batch; NaN stays NaN. Raises PredictFailed."""
+    def predict(self, rows: Rows, *, as_loaded: bool = False) -> list[OutputColumn]:
+        """The outputs of all rows, computed as one batch; NaN stays NaN. Raises PredictFailed.
+
+        `as_loaded`: by the model's own library, though there is a compiled form.
+        """
         if self.threads == 1:
-            return self._predict(rows)
+            return self._predict(rows, as_loaded=as_loaded)
         self._lent = self._lent or Lent(self.threads)  # by now all its libraries are loaded
         with self._lent.lent():
-            return self._predict(rows)
+            return self._predict(rows, as_loaded=as_loaded)
 
-    def _predict(self, rows: Rows) -> list[OutputColumn]:
-        count, answers = self._call(rows, self._shapes)
+    def is_own(self, engine: str) -> bool:
+        """Whether `engine` is the model's own library, in whatever version, and no compiled form."""
+        return engine.partition(" ")[0] == self._library.partition(" ")[0]
+
+    def _predict(self, rows: Rows, *, as_loaded: bool = False) -> list[OutputColumn]:
+        count, answers = self._call(rows, self._shapes, as_loaded=as_loaded)
         for source, answer in answers.items():
             if answer.shape != (count, *self._shapes[source]):
                 raise PredictFailed(
@@ -123,12 +130,14 @@ class LoadedModel:
         except PredictFailed as error:
             raise UnloadableModel(f"the model fails on its own example: {error}") from error
 
-    def _call(self, rows: Rows, sources: Iterable[str]) -> tuple[int, dict[str, npt.NDArray[Any]]]:
+    def _call(
+        self, rows: Rows, sources: Iterable[str], *, as_loaded: bool = False
+    ) -> tuple[int, dict[str, npt.NDArray[Any]]]:
         """The number of rows and what each source answers."""
         try:
             inputs = to_frame(self.signature, rows) if self.signature.takes_dataframe else to_matrix(rows)
             count = len(inputs)
-            form = self._compiled
+            form = None if as_loaded else self._compiled
             if form is not None and count <= form.most_rows:
                 with suppress(NotTaken):
                     answers = {source: form.calls[source](inputs) for source in sources}

@@ -10,7 +10,20 @@ from typing import Annotated
 
 import typer
 
-from millstream.cli import dead, doctor, events, load, models, predict, produce, registry, roles, settings, status
+from millstream.cli import (
+    dead,
+    doctor,
+    events,
+    load,
+    models,
+    predict,
+    produce,
+    registry,
+    replay,
+    roles,
+    settings,
+    status,
+)
 from millstream.cli.errors import PlainErrors
 
 __all__ = ["app", "main"]
@@ -76,6 +89,7 @@ app.command("doctor", rich_help_panel=_LOOK)(doctor.doctor)
 app.command("load", rich_help_panel=_LOOK)(load.load)
 app.command("settings", rich_help_panel=_LOOK)(settings.settings)
 app.add_typer(events.app, name="events", rich_help_panel=_LOOK)
+app.add_typer(replay.app, name="replay", rich_help_panel=_LOOK)
 app.add_typer(dead.app, name="dead", rich_help_panel=_LOOK)
 registry.app.command("run")(roles.registry)
 app.add_typer(registry.app, name="registry", rich_help_panel=_LOOK)
