@@ -11,8 +11,10 @@ import base64
 import hashlib
 import os
 import re
+import struct
 import sys
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import orjson
@@ -28,10 +30,18 @@ Native = float | int | bool | str | None
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 STREAM_ID = re.compile(r"[0-9]+-[0-9]+")
 ENTITY_ID_BYTES = 256
-_FIELDS = {"model_id", "version", "inputs", "features", "rows", "entity_id", "request_id", "discard_reply"}
+REPLAY_LENGTH = 128
+EVERY_REPLAY = "*"
+"""What a query says for all replays, so none is called that."""
+_FIELDS = {"model_id", "version", "inputs", "features", "rows", "entity_id", "request_id", "discard_reply", "replay"}
 _EXACT = 2**53
 MOST_VALUES = 10_000
 """No signature has more features, so a longer row is refused before anybody looks at each of its values."""
+_NAMES = (0x0A, 0x12)
+"""Tags of model_id and version, which stand before the inputs."""
+_TAG, _LENGTH, _KIND = b"\x1a", b"\x09", b"\x09"
+"""How each of `inputs` begins that is a number: its tag, the length of the Value, the tag of `number`."""
+_NUMBER_BYTES = 3 + 8
 _MOST = int(sys.float_info.max)
 
 
@@ -75,6 +85,8 @@ class Request(NamedTuple):
     entity_id: str = ""
     request_id: str = ""
     discard_reply: bool = False
+    replay: str = ""
+    """The replay that it is part of; empty for a real one."""
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> Request:
@@ -83,19 +95,22 @@ class Request(NamedTuple):
             message = v1.PredictRequest.FromString(raw)
         except DecodeError:
             raise Refused(Reason.MALFORMED, "the bytes are no millstream.v1.PredictRequest") from None
-        inputs = message.inputs
-        _bound("inputs", inputs, MOST_VALUES, "values")
-        _bound("features", message.features, MOST_VALUES, "features")
+        inputs, features = message.inputs, message.features
+        count = len(inputs)
+        if count > MOST_VALUES or len(features) > MOST_VALUES:
+            _bound("inputs", inputs, MOST_VALUES, "values")
+            _bound("features", features, MOST_VALUES, "features")
         return cls(
             message.model_id,
             message.version,
-            [native(value) for value in inputs] if inputs else None,
-            {name: native(value) for name, value in message.features.items()} if message.features else None,
+            (_numbers(raw, count) or [native(value) for value in inputs]) if count else None,
+            {name: native(value) for name, value in features.items()} if features else None,
             message.rows if message.HasField("rows") else None,
             None,
             message.entity_id,
             message.request_id,
             message.discard_reply,
+            message.replay,
         )
 
     def to_message(self) -> v1.PredictRequest:
@@ -108,6 +123,7 @@ class Request(NamedTuple):
             entity_id=self.entity_id,
             request_id=self.request_id,
             discard_reply=self.discard_reply,
+            replay=self.replay,
         )
         if self.packed is not None:
             message.rows.CopyFrom(self.packed)
@@ -128,7 +144,7 @@ class Request(NamedTuple):
         known = ", ".join(sorted(_FIELDS))
         wrong = [Violation(name[:200], f"unknown field; known are {known}") for name in body if name not in _FIELDS]
         texts = {}
-        for name in ("model_id", "version", "entity_id", "request_id"):
+        for name in ("model_id", "version", "entity_id", "request_id", "replay"):
             text = body.get(name, "")
             if isinstance(text, str):
                 texts[name] = text
@@ -160,6 +176,7 @@ class Request(NamedTuple):
             entity_id=texts["entity_id"],
             request_id=texts["request_id"],
             discard_reply=discard,
+            replay=texts["replay"],
         )
 
     @property
@@ -181,13 +198,15 @@ class Request(NamedTuple):
             {name: _plain(item) for name, item in self.features.items()} if self.features else None,
             None if self.rows is None else [[_plain(item) for item in row] for row in self.rows],
         ]
+        if self.replay:
+            body.append(self.replay)  # a replay must never be answered with what a real request got
         digest = hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS, default=str))
         if self.packed is not None:
             digest.update(self.packed.SerializeToString(deterministic=True))
         return digest.digest()
 
     def check_ids(self) -> list[Violation]:
-        """What is wrong with the ids; they become parts of keys."""
+        """What is wrong with the ids, which become parts of keys, and with the name of the replay."""
         wrong = []
         if self.request_id and not REQUEST_ID.fullmatch(self.request_id):
             wrong.append(Violation("request_id", "expected 1 to 128 printable ASCII characters without spaces"))
@@ -195,7 +214,37 @@ class Request(NamedTuple):
             wrong.append(Violation("request_id", "ids of the form 123-4 belong to stream entries; add a letter"))
         if len(self.entity_id.encode()) > ENTITY_ID_BYTES:
             wrong.append(Violation("entity_id", f"expected at most {ENTITY_ID_BYTES} bytes"))
+        if self.replay and (
+            len(self.replay) > REPLAY_LENGTH or not self.replay.isprintable() or self.replay == EVERY_REPLAY
+        ):
+            text = f"expected 1 to {REPLAY_LENGTH} printable characters that are not {EVERY_REPLAY} alone"
+            wrong.append(Violation("replay", text))
         return wrong
+
+
+def _numbers(raw: bytes, count: int) -> list[Native] | None:
+    """The inputs of a serialized PredictRequest that has so many, read where they stand; None where they can't be.
+
+    A message object for each value takes longer than all the rest. Where the first field after model and version is an
+    input, and as many as there are follow one another, each a number and nothing else, those are all of them.
+    """
+    start, end = 0, len(raw)
+    while start + 1 < end and raw[start] in _NAMES and raw[start + 1] < 128:
+        start += 2 + raw[start + 1]
+    block = raw[start : start + _NUMBER_BYTES * count]
+    if (
+        block[::_NUMBER_BYTES] == _TAG * count
+        and block[1::_NUMBER_BYTES] == _LENGTH * count
+        and block[2::_NUMBER_BYTES] == _KIND * count
+        and len(block) == _NUMBER_BYTES * count
+    ):
+        return list(_unpacker(count)(block))
+    return None
+
+
+@lru_cache(maxsize=256)
+def _unpacker(count: int) -> Callable[[bytes], tuple[float, ...]]:
+    return struct.Struct("<" + "3xd" * count).unpack
 
 
 def _bound(name: str, sent: object, most: int | None, what: str) -> None:

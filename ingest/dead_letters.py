@@ -220,7 +220,9 @@ def _asked_again(entry: wire.Entry) -> v1.PredictRequest:
 
     One row of a matrix goes as `rows` too, since a matrix does not tell a boolean from a number.
     """
-    request = v1.PredictRequest(model_id=entry.model_id, entity_id=entry.entity_id, request_id=entry.request_id)
+    request = v1.PredictRequest(
+        model_id=entry.model_id, entity_id=entry.entity_id, request_id=entry.request_id, replay=entry.replay
+    )
     if entry.WhichOneof("rows") == "matrix":
         request.rows.matrix.CopyFrom(entry.matrix)
     else:

@@ -31,9 +31,8 @@ MOST_IN_FLIGHT = 2
 MOST_ITEMS = 512
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
-    """The entry's id in its lane."""
+class Appended(NamedTuple):
+    """The entry's id in its lane. (A tuple: one is made per request.)"""
 
     entry_id: bytes
 

@@ -22,7 +22,7 @@ from contract.errors import Reason, Refused
 from contract.keys import GROUP, Keys
 from contract.line import Line
 from contract.record import Version, route
-from contract.request import REQUEST_ID, STREAM_ID, Request
+from contract.request import REPLAY_LENGTH, REQUEST_ID, STREAM_ID, Request
 from contract.scripts import CLAIM_IDS
 from contract.settings import Settings
 from contract.strict_json import StrictJsonError, parse_json
@@ -180,6 +180,7 @@ def _bulk_request(batch: Batch, delivery: Delivery, delivered: int, settings: Se
         entry.request_id = _own_id(request.request_id) or entry.request_id
         entry.entity_id = request.entity_id[:256]
         entry.discard_reply = request.discard_reply
+        entry.replay = request.replay[:REPLAY_LENGTH]
         entry.body_sha256 = request.body_sha256()
         entry.packed = request.rows is not None or request.packed is not None
         work.rows = request.row_count
