@@ -62,16 +62,23 @@ def event(
     batch_position: int = 0,
     refused_body: bytes = b"",
 ) -> bytes:
-    """One `events` field of an EventBatch, from the serialized entry and response."""
-    body = b"%b%b\x18%c\x20%c%b" % (
+    """One `events` field of an EventBatch, from the serialized entry and response.
+
+    Canonical, as the log rebuilds it: in the order of the fields, and none that holds its default.
+    """
+    body = b"%b%b\x18%c%b%b" % (
         length_delimited(_ENTRY, entry),
         length_delimited(_RESPONSE, response),
         status,
-        lane,
+        b"\x20%c" % lane if lane else b"",
         length_delimited(_ENTRY_ID, entry_id),
     )
     if delivered_us:
-        body += b"\x30%b\x38%b\x40%b" % (varint(delivered_us), varint(deliveries), varint(batch_position))
+        body += b"\x30" + varint(delivered_us)
+    if deliveries:
+        body += b"\x38" + varint(deliveries)
+    if batch_position:
+        body += b"\x40" + varint(batch_position)
     if refused_body:
         body += length_delimited(_REFUSED, refused_body[:REFUSED_BODY_BYTES])
     return length_delimited(_EVENT, body)

@@ -6,11 +6,10 @@ once and joined with those of each request. Encoding rules: https://protobuf.dev
 
 from __future__ import annotations
 
+from functools import lru_cache
 
-def varint(number: int) -> bytes:
-    """An unsigned integer, or a negative int64 as its two's complement, in base 128."""
-    if 0 <= number < 128:
-        return bytes((number,))
+
+def _varint(number: int) -> bytes:
     number &= 0xFFFFFFFFFFFFFFFF
     out = bytearray()
     while number > 127:
@@ -18,6 +17,32 @@ def varint(number: int) -> bytes:
         number >>= 7
     out.append(number)
     return bytes(out)
+
+
+_SMALL = tuple(_varint(number) for number in range(2048))
+"""Lengths, above all."""
+_recent = lru_cache(maxsize=64)(_varint)
+"""Times that a whole batch shares."""
+
+
+def varint(number: int) -> bytes:
+    """An unsigned integer, or a negative int64 as its two's complement, in base 128."""
+    if 0 <= number < 2048:
+        return _SMALL[number]
+    if 0 < number < 1 << 28:
+        return _varint(number)
+    if 0 < number < 1 << 30:
+        # The nanoseconds of most times.
+        return bytes(
+            (
+                number & 127 | 128,
+                number >> 7 & 127 | 128,
+                number >> 14 & 127 | 128,
+                number >> 21 & 127 | 128,
+                number >> 28,
+            )
+        )
+    return _recent(number)
 
 
 def tag_bytes(field: int) -> bytes:
@@ -28,7 +53,7 @@ def tag_bytes(field: int) -> bytes:
 def length_delimited(tag: bytes, payload: bytes) -> bytes:
     """One bytes, string or message field, from its tag and its serialized payload."""
     size = len(payload)
-    return b"%b%b%b" % (tag, bytes((size,)) if size < 128 else varint(size), payload)
+    return b"".join((tag, _SMALL[size] if size < 2048 else varint(size), payload))
 
 
 def varint_field(field: int, number: int) -> bytes:
@@ -39,4 +64,17 @@ def varint_field(field: int, number: int) -> bytes:
 def timestamp(micros: int) -> bytes:
     """A serialized google.protobuf.Timestamp from microseconds since the Unix epoch, not negative."""
     seconds, rest = divmod(micros, 1_000_000)
-    return b"\x08" + varint(seconds) + (b"\x10" + varint(rest * 1000) if rest else b"")
+    return _seconds(seconds) + b"\x10" + varint(rest * 1000) if rest else _seconds(seconds)
+
+
+@lru_cache(maxsize=16)
+def _seconds(seconds: int) -> bytes:
+    return b"\x08" + varint(seconds) if seconds else b""
+
+
+def map_order(key: str) -> bytes:
+    """What the entries of a map are sorted by where it is serialized deterministically.
+
+    Bytes, and behind all that begin with it what is the beginning of others: so protobuf's own library (upb) does it.
+    """
+    return key.encode() + b"\xff"

@@ -403,18 +403,20 @@ class ListSegmentsResponse(_message.Message):
     def __init__(self, manifests: _Optional[_Iterable[str]] = ..., folder: _Optional[str] = ..., positions: _Optional[_Iterable[_Union[LogPosition, _Mapping]]] = ..., gaps: _Optional[_Iterable[_Union[LogGap, _Mapping]]] = ..., anchors: _Optional[_Iterable[_Union[LogAnchor, _Mapping]]] = ..., erasures: _Optional[_Iterable[_Union[LogErasure, _Mapping]]] = ..., runtimes: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class LogPosition(_message.Message):
-    __slots__ = ("model_id", "entry_id", "number", "epoch", "chain")
+    __slots__ = ("model_id", "entry_id", "number", "epoch", "chain", "ahead")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     ENTRY_ID_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     CHAIN_FIELD_NUMBER: _ClassVar[int]
+    AHEAD_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     entry_id: str
     number: int
     epoch: str
     chain: bytes
-    def __init__(self, model_id: _Optional[str] = ..., entry_id: _Optional[str] = ..., number: _Optional[int] = ..., epoch: _Optional[str] = ..., chain: _Optional[bytes] = ...) -> None: ...
+    ahead: int
+    def __init__(self, model_id: _Optional[str] = ..., entry_id: _Optional[str] = ..., number: _Optional[int] = ..., epoch: _Optional[str] = ..., chain: _Optional[bytes] = ..., ahead: _Optional[int] = ...) -> None: ...
 
 class LogGap(_message.Message):
     __slots__ = ("model_id", "from_entry", "to_entry", "expected", "found", "noted_at", "why")

@@ -23,6 +23,7 @@ DIGEST = hashlib.sha256(b"roi_prediction 1.0.0").digest()
 SHADOW_DIGEST = hashlib.sha256(b"roi_prediction 2.0.0").digest()
 T0 = 1_700_000_000_000_000
 """Microseconds; a second in November 2023."""
+PREDICTED_US = T0 + 5_000_001
 
 
 def matrix(*rows: Sequence[float]) -> v1.Matrix:
@@ -40,7 +41,7 @@ def header(model_id: str = "roi_prediction", **fields: Any) -> wire.Header:
         "batch_rows": 1,
         "engine": "sklearn",
         "runtime_id": "r1",
-        "predicted_us": T0 + 5_000_001,
+        "predicted_us": PREDICTED_US,
     }
     return wire.Header(**{**shared, **fields})
 
@@ -66,6 +67,10 @@ def ok(request_id: str, roi: float = 0.25, *, at_us: int = T0, **fields: Any) ->
         deliveries=1,
     )
     event.response.predictions.add().outputs["roi_pct"].number = roi
+    if event.entry.user_request_us:
+        event.response.user_request_timestamp.FromMicroseconds(event.entry.user_request_us)
+    event.response.predicted_at_timestamp.FromMicroseconds(PREDICTED_US)
+    event.response.degraded = event.entry.degraded
     return event
 
 
@@ -85,6 +90,7 @@ def failed(request_id: str, reason: str = "MODEL_FAILED", *, at_us: int = T0) ->
     event = ok(request_id, at_us=at_us)
     event.status = wire.FAILED
     event.response.ClearField("predictions")
+    event.response.ClearField("predicted_at_timestamp")
     event.response.error.reason = reason
     event.response.error.message = "the model raised"
     event.response.error.code = 13

@@ -16,6 +16,8 @@ from typing import Any, Self
 
 import duckdb
 
+from consumers.audit.chain import BEGINNING
+from consumers.audit.rebuild import links, read_rows
 from tests.conditions import eventually
 from tests.event_entries import EventStream, ok
 from tests.servers import ROOT
@@ -155,6 +157,26 @@ def closed(database: Path, accepted: Collection[str]) -> None:
     assert recorded.keys() == set(accepted)
     [(sequences, last)] = select(database, "SELECT count(DISTINCT sequence), max(sequence) FROM events")
     assert (sequences, last) == (len(accepted), len(accepted))
+    chained(database)
+
+
+def chained(database: Path) -> None:
+    """Raises AssertionError unless the rows give the chain, link by link, and the position stands at its end.
+
+    Of a log of which nothing is sealed.
+    """
+    found: dict[str, bytes] = {}
+    numbers: dict[str, int] = {}
+    with duckdb.connect(str(database), read_only=True) as connection:
+        for link in links(read_rows(connection)):
+            found[link.model_id] = link.after(found.get(link.model_id, BEGINNING))
+            assert found[link.model_id] == link.chain, f"the chain breaks at {link.model_id} {link.entry_id}"
+            for event in link.events:
+                assert event.number > numbers.get(link.model_id, 0), f"{event.number} is not above the one before"
+                numbers[link.model_id] = event.number
+        positions = connection.execute("SELECT model_id, chain, number + ahead FROM positions").fetchall()
+    assert found == {model_id: value for model_id, value, _ in positions if value != BEGINNING}
+    assert all(numbers.get(model_id, 0) <= last for model_id, _, last in positions)
 
 
 def gaps(database: Path) -> list[tuple[Any, ...]]:

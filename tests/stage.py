@@ -297,6 +297,7 @@ class Stage:
         entries: Any = self.redis.xrange(self.keys.model(model_id).events, min=self._read_to.get(model_id, "-"))
         for entry_id, fields in entries:
             batch = wire.EventBatch.FromString(fields[b"pb"])
+            assert batch.SerializeToString(deterministic=True) == fields[b"pb"], "its encoding is not the canonical one"
             known += [(batch.header, event) for event in batch.events]
             self._read_to[model_id] = f"({entry_id.decode()}"
         return known

@@ -45,10 +45,20 @@ class Segment:
     """The chain's value before its first link and after its last, hex."""
     sealed_us: int
     """When it was sealed, in microseconds since the Unix epoch."""
+    first_sequence: int = 0
+    last_sequence: int = 0
+    """Of its first and last row; unlike running numbers these are in the order of commit whatever became of Redis."""
+    last_appended_us: int = 0
+    """Greatest `appended_timestamp`, in microseconds since the Unix epoch."""
     erased: int = 0
     """Rows in it that were emptied."""
     runtimes: Mapping[str, str] = field(default_factory=dict)
     """runtime_id -> its record, JSON, of those that its rows name."""
+
+    @property
+    def manifest(self) -> str:
+        """Name of the manifest, without its folder."""
+        return self.file.removesuffix(".parquet") + ".json"
 
     def encode(self) -> str:
         """The manifest: JSON on several lines, ending with one."""

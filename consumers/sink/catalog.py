@@ -1,8 +1,8 @@
-"""Which models there are and what their features are called: the catalogue, read and trusted with nothing."""
+"""Which models there are, what their features are called and what predicts: read and trusted with nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import redis
@@ -21,6 +21,8 @@ class EventCatalog:
         self._seen: tuple[bytes | None, frozenset[bytes]] = (None, frozenset())
         self._names: dict[bytes, tuple[str, ...]] = {}
         self.models: frozenset[str] = frozenset()
+        self.runtimes: Mapping[str, str] = {}
+        """runtime_id -> its record. Replaced, never changed: other threads read it."""
 
     @property
     def revision(self) -> int:
@@ -31,7 +33,9 @@ class EventCatalog:
         pipe = client.pipeline(transaction=False)
         pipe.get(self._keys.catalog_revision)
         pipe.hkeys(self._keys.catalog)
-        revision, model_ids = pipe.execute()
+        pipe.hkeys(self._keys.runtimes)
+        revision, model_ids, runtime_ids = pipe.execute()
+        self._learn_runtimes(client, [raw for raw in runtime_ids if raw.decode(errors="replace") not in self.runtimes])
         seen = (revision, frozenset(model_ids))
         if seen == self._seen:
             return
@@ -39,6 +43,16 @@ class EventCatalog:
             self._learn(raw)
         self.models = frozenset(model_id.decode(errors="replace") for model_id in model_ids)
         self._seen = seen
+
+    def _learn_runtimes(self, client: redis.Redis, runtime_ids: list[Any]) -> None:
+        if runtime_ids:
+            records: Any = client.hmget(self._keys.runtimes, runtime_ids)
+            found = {
+                runtime_id.decode(errors="replace"): record.decode(errors="replace")
+                for runtime_id, record in zip(runtime_ids, records, strict=True)
+                if record is not None
+            }
+            self.runtimes = {**self.runtimes, **found}
 
     def _learn(self, raw: Any) -> None:
         try:

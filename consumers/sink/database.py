@@ -10,18 +10,22 @@ from pathlib import Path
 
 import duckdb
 
+from consumers.audit.chain import BEGINNING
+from consumers.audit.log_files import quoted
 from consumers.sink.position import Gap, Position, entry_order
-from consumers.sink.rows import Link, joined
+from consumers.sink.rows import Link, chained, joined
 from consumers.sink.schema import (
     CREATE,
     GATHERED,
     INSERT_GAP,
     INSERT_POSITION,
+    INSERT_RUNTIME,
     SELECT_NEWEST,
     SELECT_POSITIONS,
     SELECT_RECORDED,
     insert_events,
 )
+from consumers.sink.segments import NO_DAMAGE, Segments
 
 _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     # Inserting is one thread's work, and queries of the log shall not take the machine from the models.
@@ -29,9 +33,12 @@ _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "memory_limit": "1GB",
     # Compressing at each 16 MB of log, the default, costs as much as inserting does.
     "checkpoint_threshold": "64MB",
-    "enable_external_access": False,
 }
-
+_SELECT_LAST = """
+SELECT greatest((SELECT coalesce(max(sequence), 0) FROM events),
+    (SELECT coalesce(max(last_sequence), 0) FROM segments), (SELECT coalesce(max(sequence), 0) FROM anchors))
+"""
+"""The order of commit goes on from what was sealed, and from what was removed, too."""
 
 Identity = tuple[str, str, str, bool]
 """Lane, entry id and request id of an event, and whether it is a copy, which has all three of another event."""
@@ -48,6 +55,8 @@ class Batch:
     links: tuple[Link, ...]
     gaps: tuple[Gap, ...]
     positions: Mapping[str, Position]
+    steps: tuple[tuple[str, Position], ...] = ()
+    """Model and position after each entry, on the way to `positions`."""
 
     @property
     def events(self) -> int:
@@ -62,20 +71,18 @@ class Batch:
         for model_id, reached in self.positions.items():
             links = {link.entry_id: link for link in self.links if link.model_id == model_id}
             gaps = [gap for gap in self.gaps if gap.model_id == model_id]
+            steps = {position.entry_id: position for stepped, position in self.steps if stepped == model_id}
             for entry_id in sorted(links.keys() | {gap.to_entry for gap in gaps}, key=entry_order):
                 own = tuple(gap for gap in gaps if gap.to_entry == entry_id)
                 link = links.get(entry_id)
-                number = link.number if link else own[-1].found
-                part = replace(reached, entry_id=entry_id, number=number)
-                yield Batch((link,) if link else (), own, {model_id: part})
+                yield Batch((link,) if link else (), own, {model_id: steps[entry_id]})
             yield Batch((), (), {model_id: reached})
 
     def refused(self, why: str) -> Batch:
         """A gap in place of each link, where the database does not take its values."""
         why = f"the database refused it: {why}"
-        gaps = tuple(
-            Gap(link.model_id, link.entry_id, link.entry_id, link.number, link.number, why) for link in self.links
-        )
+        numbered = [(link, int(link.column("number")[-1])) for link in self.links]
+        gaps = tuple(Gap(link.model_id, link.entry_id, link.entry_id, number, number, why) for link, number in numbered)
         return Batch((), self.gaps + gaps, self.positions)
 
 
@@ -89,18 +96,22 @@ class EventDatabase:
         self._path = path
         self._committed = threading.Condition()
         self._sequence = 0
+        self.segments = Segments(self.folder)
         self._connection = self._open()
 
     def _open(self) -> duckdb.DuckDBPyConnection:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             connection = duckdb.connect(str(self._path), config=_CONFIG)
+            # It reads and writes files in the folder of segments alone; nothing from outside is ever SQL here.
+            connection.execute(f"SET allowed_directories = [{quoted(str(self.folder.absolute()))}]")
+            connection.execute("SET enable_external_access = false")
             connection.execute("SET TimeZone = 'UTC'")
             # Of this connection alone: its few statements gain nothing, and planning is most of a small commit.
             connection.execute("PRAGMA disable_optimizer")
             for statement in CREATE:
                 connection.execute(statement)
-            [(last,)] = connection.execute("SELECT coalesce(max(sequence), 0) FROM events").fetchall()
+            [(last,)] = connection.execute(_SELECT_LAST).fetchall()
         except (duckdb.Error, OSError) as error:
             text = str(error)
             why = (
@@ -111,6 +122,11 @@ class EventDatabase:
             raise EventDatabaseError(f"the event database {self._path} can't be opened: {why}") from None
         self._sequence = last
         return connection
+
+    @property
+    def folder(self) -> Path:
+        """Where sealed segments stand, each in the folder of its model."""
+        return self._path.parent / "events"
 
     def reopen(self) -> None:
         """After an error that DuckDB says only a restart of the database ends."""
@@ -150,8 +166,21 @@ class EventDatabase:
             return {}
         # The bounds let it skip what is older without a look at each row.
         bounds = [min(entry_ids), max(entry_ids)]
+        oldest_us = min(entry_order(entry_id)[0] for entry_id in entry_ids) * 1000
+        asked = [model_id, *bounds, list(entry_ids)]
         with self._connection.cursor() as cursor:
-            rows = cursor.execute(SELECT_RECORDED, [model_id, *bounds, list(entry_ids)]).fetchall()
+            rows = cursor.execute(SELECT_RECORDED, asked).fetchall()
+            sealed = self.segments.listed(cursor, model_id)
+            for segment in self.segments.sound(each for each in sealed if each.last_appended_us >= oldest_us):
+                source = self.segments.source([segment], live=False)
+                try:
+                    rows += cursor.execute(SELECT_RECORDED.replace("events", source, 1), asked).fetchall()
+                except NO_DAMAGE:
+                    raise
+                except duckdb.Error as error:
+                    # What stands in it may be recorded once more; the other events shall not wait for a file.
+                    self.segments.damaged(segment, str(error).splitlines()[0])
+                    self.segments.sound([segment])
         found: dict[Identity, set[str]] = {}
         for lane, entry_id, request_id, is_copy, event_entry_id in rows:
             found.setdefault((lane, entry_id, request_id, is_copy), set()).add(event_entry_id)
@@ -161,14 +190,22 @@ class EventDatabase:
         """When the newest recorded request of a model was appended, in milliseconds; 0 where there is none."""
         with self._connection.cursor() as cursor:
             [(millis,)] = cursor.execute(SELECT_NEWEST, [model_id]).fetchall()
-        return int(millis)
+            sealed = self.segments.listed(cursor, model_id)
+        return max([int(millis), *(segment.last_appended_us // 1000 for segment in sealed)])
+
+    def keep_runtimes(self, records: Mapping[str, str]) -> None:
+        """Records of what predicts, by id, so that who audits the log needs no Redis. Raises duckdb.Error."""
+        self._connection.executemany(INSERT_RUNTIME, [list(record) for record in records.items()])
 
     def commit(self, batch: Batch) -> None:
         """One transaction. Raises duckdb.Error, and then nothing of the batch is in the database."""
         connection = self._connection
         sequence = self._sequence
+        # The chain goes on from what is in the database, whatever became of an earlier commit or of a part of this one.
+        before = {model_id: position.chain for model_id, position in self.positions().items()}
+        chains, after = chained(batch.links, before)
         # Outside of the transaction, where it can be taken back whatever became of that.
-        rows = joined(batch.links, sequence + 1) if batch.events else {}
+        rows = joined(batch.links, sequence + 1, chains) if batch.events else {}
         if rows:
             connection.register(GATHERED, rows)
         try:
@@ -179,7 +216,8 @@ class EventDatabase:
                 row = [gap.model_id, gap.from_entry, gap.to_entry, gap.expected, gap.found, gap.why]
                 connection.execute(INSERT_GAP, row)
             for model_id, position in batch.positions.items():
-                connection.execute(INSERT_POSITION, [model_id, *astuple(position)])
+                value = after.get(model_id) or before.get(model_id, BEGINNING)
+                connection.execute(INSERT_POSITION, [model_id, *astuple(replace(position, chain=value))])
             connection.commit()
         except BaseException:
             with contextlib.suppress(duckdb.Error):

@@ -36,6 +36,8 @@ class EventIntake:
     they are answered again. From then on (recovery) what the database has of a request is left out, by lane, entry id
     and request id, until nothing that old waits any more; copies of it, which are events of their own, even later.
 
+    The log's own running number never goes back with the stream's, and has no holes but where events are missing.
+
     Where events are gone that the log never had, or the stream is another one, the model is in `alarms` and nothing of
     it is taken, unless `accept_gap` lets that be a row: for each model up to the first entry that is taken.
     """
@@ -55,12 +57,13 @@ class EventIntake:
         self._links: list[Link] = []
         self._gaps: list[Gap] = []
         self._reached: dict[str, Position] = {}
+        self._steps: list[tuple[str, Position]] = []
         self.events = 0
         self.bytes = 0
 
     def batch(self) -> Batch:
         """What was taken since the last call."""
-        batch = Batch(tuple(self._links), tuple(self._gaps), self._reached)
+        batch = Batch(tuple(self._links), tuple(self._gaps), self._reached, tuple(self._steps))
         self._clear()
         return batch
 
@@ -97,14 +100,16 @@ class EventIntake:
             if not self._accepts(model_id):
                 self._alarm(model_id, another_alarm())
                 return
-            self._gap(Gap(model_id, at.entry_id, START, at.number, 0, f"{ANOTHER_WHY}; accepted"))
-            self._rewind(model_id, replace(at, number=0, epoch=seen.epoch))
+            recorded = at.number + at.ahead
+            self._gap(Gap(model_id, at.entry_id, START, recorded, 0, f"{ANOTHER_WHY}; accepted"))
+            self._rewind(model_id, replace(at, number=0, ahead=recorded, epoch=seen.epoch))
         else:
             if not self._accepts(model_id):
                 self._alarm(model_id, missing_alarm(at, seen.completed))
                 return
             why = f"{missing_why(at, seen.completed)}; accepted"
-            self._gap(Gap(model_id, at.entry_id, seen.last_entry, at.number, seen.completed, why))
+            expected, found = at.number + at.ahead, seen.completed + at.ahead
+            self._gap(Gap(model_id, at.entry_id, seen.last_entry, expected, found, why))
             self._reach(model_id, replace(at, entry_id=seen.last_entry, number=seen.completed, epoch=seen.epoch))
 
     def _rewind(self, model_id: str, at: Position) -> None:
@@ -140,10 +145,14 @@ class EventIntake:
         if not self._goes_on(at, link):
             return False
         self._going_on.add(model_id)
-        self._reach(model_id, replace(at, entry_id=entry_id, number=link.number))
+        before = link.number - link.events
+        ahead = at.ahead + max(0, at.number - before)
+        self._reach(model_id, replace(at, entry_id=entry_id, number=link.number, ahead=ahead - len(known)))
         self.bytes += link.size
         if known:
             link = self._without(link, known)
+        if known or ahead:
+            link = link.numbered(before + ahead + 1)
         if link.events:
             self._links.append(link)
             self.events += link.events
@@ -166,7 +175,7 @@ class EventIntake:
         else:
             self._alarm(model_id, missing_alarm(at, before))
             return False
-        self._gap(Gap(model_id, at.entry_id, link.entry_id, expected, link.number, why))
+        self._gap(Gap(model_id, at.entry_id, link.entry_id, expected + at.ahead, link.number + at.ahead, why))
         return True
 
     def _unreadable(
@@ -174,7 +183,8 @@ class EventIntake:
     ) -> None:
         number = read_number(fields)
         found = at.number if number is None or number <= at.number else number
-        self._gap(Gap(model_id, at.entry_id, entry_id, at.number, found, f"the entry can't be read: {error}"))
+        why = f"the entry can't be read: {error}"
+        self._gap(Gap(model_id, at.entry_id, entry_id, at.number + at.ahead, found + at.ahead, why))
         self._reach(model_id, replace(at, entry_id=entry_id, number=found))
 
     def _known(self, link: Link) -> tuple[frozenset[int], bool]:
@@ -223,6 +233,7 @@ class EventIntake:
     def _reach(self, model_id: str, position: Position) -> None:
         self.positions[model_id] = position
         self._reached[model_id] = position
+        self._steps.append((model_id, position))
 
 
 def _may_be_late(link: Link, until_ms: int) -> bool:

@@ -7,7 +7,7 @@ Whoever reads the streams acts on it; here nothing is read and nothing is writte
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from consumers.audit.chain import BEGINNING
@@ -30,15 +30,21 @@ class Position:
 
     entry_id: str = START
     number: int = 0
-    """The running number of the last event."""
+    """The stream's running number of the last event."""
     epoch: str = ""
     """The mark in Redis beside that running number; another one is another stream. Empty: none was seen yet."""
     recover_until_ms: int = 0
     """Above 0: requests appended up to that millisecond may be completed, and so recorded, once more."""
     copies_until_ms: int = 0
     """The same for what a shadow makes of them, which waits in a worker and may come long after that is over."""
-    chain: bytes = BEGINNING
-    """The chain's value after all that is recorded."""
+    chain: bytes = field(default=BEGINNING, compare=False)
+    """The chain's value there, in one that was read from the database; a commit finds it anew."""
+    ahead: int = 0
+    """How much higher the log's own running number is, which never goes back.
+
+    A stream that came back with less, or another one, counts again what it counted before; and what comes again and is
+    in the log already takes no number there.
+    """
 
     @property
     def after(self) -> str:

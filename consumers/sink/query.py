@@ -8,6 +8,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from consumers.audit.segment import Segment
 from consumers.sink.schema import LANES, STATUSES
 from protos import millstream_v1_pb2 as v1
 
@@ -21,17 +22,21 @@ _TIMES = (
     "appended_timestamp",
     "delivered_timestamp",
     "predicted_at_timestamp",
+    "erased_at",
 )
 _JSON = ("inputs", "outputs", "origins")
 _PLAIN = (
     *("model_id", "request_id", "version", "digest", "status", "lane", "entity_id", "error_reason", "error_message"),
     *("worker", "gateway", "caller", "deliveries", "entry_id", "event_entry_id", "batch_id", "batch_rows"),
-    *("batch_position", "rows", "engine", "runtime_id", "degraded"),
+    *("batch_position", "rows", "engine", "runtime_id", "degraded", "replay"),
 )
 _FIELDS = (*_PLAIN, *(f"{name}_json" for name in _JSON))
 _SELECT = ", ".join(
     (*_PLAIN, *(f"CAST({name} AS VARCHAR)" for name in _JSON), *(f"epoch_us({name})" for name in _TIMES), "sequence")
 )
+_ASKED_AT = len(_FIELDS) + _TIMES.index("user_request_timestamp")
+"""Where a selected row has the time that rows are ordered by."""
+EVERY_REPLAY = "*"
 _LATEST_S = 253_402_300_799
 """The last second of the year 9999, the last that a Timestamp may hold."""
 
@@ -64,6 +69,9 @@ class Filter:
     oldest_first: bool
     model_id: str
     """Empty: all models."""
+    since_us: int | None
+    until_us: int | None
+    """In [since, until), in microseconds since the Unix epoch."""
 
     @classmethod
     def of(cls, query: v1.EventQuery) -> Filter:
@@ -88,33 +96,68 @@ class Filter:
             if micros is not None:
                 conditions.append(f"user_request_timestamp {operator} make_timestamptz(CAST(? AS BIGINT))")
                 parameters.append(micros)
-        return cls(tuple(conditions), tuple(parameters), query.limit, query.oldest_first, query.model_id)
+        if not query.replay:
+            conditions.append("replay IS NULL")
+        elif query.replay != EVERY_REPLAY:
+            conditions.append("replay = ?")
+            parameters.append(query.replay)
+        return cls(tuple(conditions), tuple(parameters), query.limit, query.oldest_first, query.model_id, since, until)
 
     def about(self, model_id: str) -> bool:
         """Whether rows of this model can be among them."""
         return self.model_id in ("", model_id)
 
-    def rows(self) -> Statement:
-        """The rows in the order of their requests, the newest first unless asked otherwise."""
+    def may_be_in(self, segment: Segment) -> bool:
+        """Whether a segment can hold rows that are asked for, as far as its manifest says."""
+        return (
+            self.about(segment.model_id)
+            and (self.since_us is None or segment.last_request_us >= self.since_us)
+            and (self.until_us is None or segment.first_request_us < self.until_us)
+        )
+
+    def bound(self, segment: Segment) -> tuple[int, int, int]:
+        """No row of the segment is before it, in what `order_of` gives."""
+        if self.oldest_first:
+            return 0, segment.first_request_us, 0
+        return 0, -segment.last_request_us, -segment.last_sequence
+
+    @property
+    def _order(self) -> str:
         way = "ASC" if self.oldest_first else "DESC"
-        order = f"user_request_timestamp {way}, sequence {way}"
-        sql = f"SELECT {_SELECT} FROM events{_where(self.conditions)} ORDER BY {order} LIMIT ?"  # noqa: S608
+        return f"user_request_timestamp {way} NULLS LAST, sequence {way}"
+
+    def rows(self, source: str) -> Statement:
+        """The rows in the order of their requests, the newest first unless asked otherwise; `source` is a table."""
+        sql = f"SELECT {_SELECT} FROM {source}{_where(self.conditions)} ORDER BY {self._order} LIMIT ?"  # noqa: S608
         return Statement(sql, [*self.parameters, self.limit or DEFAULT_LIMIT])
 
-    def committed(self, after: int, up_to: int, limit: int) -> Statement:
+    def places(self, source: str) -> Statement:
+        """The sequences of the same rows alone: found without reading the wide columns of all that match."""
+        rows = self.rows(source)
+        return Statement(rows.sql.replace(_SELECT, "sequence", 1), rows.parameters)
+
+    def at(self, source: str, sequences: Sequence[int]) -> Statement:
+        """The rows with these sequences, at least one, in the order of a query."""
+        sql = (
+            f"SELECT {_SELECT} FROM {source} WHERE sequence BETWEEN ? AND ? "  # noqa: S608
+            f"AND sequence IN (SELECT unnest(CAST(? AS BIGINT[]))) ORDER BY {self._order}"
+        )
+        return Statement(sql, [min(sequences), max(sequences), list(sequences)])
+
+    def committed(self, source: str, after: int, up_to: int, limit: int) -> Statement:
         """The rows whose sequence is above `after` and not above `up_to`, in order of commit."""
         conditions = ("sequence > ?", "sequence <= ?", *self.conditions)
-        sql = f"SELECT {_SELECT} FROM events{_where(conditions)} ORDER BY sequence LIMIT ?"  # noqa: S608
+        sql = f"SELECT {_SELECT} FROM {source}{_where(conditions)} ORDER BY sequence LIMIT ?"  # noqa: S608
         return Statement(sql, [after, up_to, *self.parameters, limit])
 
-    def counts(self) -> Statement:
+    def counts(self, source: str) -> Statement:
         """(model, status, rows) of all that match, whatever the limit."""
-        sql = f"SELECT model_id, status, count(*) FROM events{_where(self.conditions)} GROUP BY ALL"  # noqa: S608
+        sql = f"SELECT model_id, status, count(*) FROM {source}{_where(self.conditions)} GROUP BY ALL"  # noqa: S608
         return Statement(sql, list(self.parameters))
 
-    def distinct(self) -> Statement:
+    def distinct(self, source: str) -> Statement:
         """How many different requests match."""
-        sql = f"SELECT count(DISTINCT (model_id, request_id)) FROM events{_where(self.conditions)}"  # noqa: S608
+        sql = f"SELECT count(DISTINCT (model_id, request_id)) FROM {source}{_where(self.conditions)}"  # noqa: S608
         return Statement(sql, list(self.parameters))
 
 
@@ -131,6 +174,12 @@ def _micros(field: str, time: Timestamp) -> int:
 def sequence_of(row: Sequence[Any]) -> int:
     """Where a selected row stands in the order of commit."""
     return int(row[-1])
+
+
+def order_of(row: Sequence[Any], asked: Filter) -> tuple[int, int, int]:
+    """What the rows of a query are ordered by, the least first; a row without a time comes last."""
+    sign, micros = (1 if asked.oldest_first else -1), row[_ASKED_AT]
+    return (1, 0, sign * sequence_of(row)) if micros is None else (0, sign * micros, sign * sequence_of(row))
 
 
 def to_event(row: Sequence[Any]) -> v1.ModelEvent:

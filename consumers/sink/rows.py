@@ -3,6 +3,9 @@
     stream entry (n, pb)  ->  Link: a numpy array for each column  ->  many of them joined  ->  INSERT
 
 Column by column and not row by row, since that is what costs least in Python and what DuckDB reads fastest.
+
+From a row alone the event's bytes can be built again (consumers/audit/rebuild.py). Where its columns do not give every
+byte, `exact` has them all.
 """
 
 from __future__ import annotations
@@ -13,14 +16,16 @@ from typing import Any, Self
 
 import numpy as np
 import orjson
-from google.protobuf import descriptor_pool
-from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
-from google.protobuf.message import DecodeError, Message
-from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
+from consumers.audit import chain
+from consumers.audit.canonical import PREDICTED, join_header
+from consumers.sink.exact import COMPUTED, FIRST_US, LAST_US, Gathered, exact_column
+from consumers.sink.merging import merged
+from consumers.sink.pieces import cut
 from consumers.sink.schema import TIMES, lane_name, status_name
-from consumers.sink.values import WrittenRows, write_all_inputs, write_all_outputs
+from consumers.sink.values import write_all_inputs, write_all_outputs
 from protos import millstream_v1_pb2 as v1
 from protos import millstream_wire_v1_pb2 as wire
 
@@ -29,11 +34,7 @@ Column = NDArray[Any]
 Names = Callable[[str, bytes], Sequence[str]]
 """(model_id, version digest) -> feature names in index order; empty where they are not known."""
 
-_FIRST_US, _LAST_US = -62_135_596_800_000_000, 253_402_300_800_000_000
-"""The years 1 to 9999; a time outside of them is none."""
-
 _ORIGINS = {wire.REQUEST: "request", wire.REDIS: "redis", wire.FILE: "file", wire.DEFAULT: "default"}
-_PREDICTED = frozenset((wire.OK, wire.SHADOW))
 
 
 def no_names(_model_id: str, _digest: bytes) -> Sequence[str]:
@@ -43,36 +44,6 @@ def no_names(_model_id: str, _digest: bytes) -> Sequence[str]:
 
 class MalformedLink(ValueError):
     """An entry of an events stream that can't be read; the message says what was expected and what came."""
-
-
-def _merging_batch() -> type[Message]:
-    """EventBatch with one event instead of many: the same bytes parse as both, and here the events merge.
-
-    https://protobuf.dev/programming-guides/encoding/#last-one-wins
-    """
-    label, kind = FieldDescriptorProto.LABEL_OPTIONAL, FieldDescriptorProto.TYPE_MESSAGE
-    event = FieldDescriptorProto(
-        name="event", number=2, label=label, type=kind, type_name=f".{wire.Event.DESCRIPTOR.full_name}"
-    )
-    file = FileDescriptorProto(
-        name="consumers/merging_batch.proto",
-        package="millstream.sink.v1",
-        dependency=[wire.DESCRIPTOR.name],
-        syntax="proto3",
-        message_type=[DescriptorProto(name="MergingBatch", field=[event])],
-    )
-    pool = descriptor_pool.Default()
-    pool.AddSerializedFile(file.SerializeToString())
-    return GetMessageClass(pool.FindMessageTypeByName("millstream.sink.v1.MergingBatch"))
-
-
-_MergingBatch = _merging_batch()
-
-
-def _merged(raw: bytes) -> wire.Event:
-    merged: Any = _MergingBatch.FromString(raw)
-    event: wire.Event = merged.event
-    return event
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +59,10 @@ class Link:
     """Bytes it had in the stream."""
     columns: Mapping[str, Column]
     """Without those that none of its events has."""
+    header: bytes
+    """As it stood in the stream."""
+    digests: tuple[bytes, ...]
+    """Of each event, as it stood in the stream."""
 
     def column(self, name: str) -> Column:
         """One value for each event, None where it has none."""
@@ -105,34 +80,104 @@ class Link:
             raise MalformedLink("expected an EventBatch in field pb, got no such field")
         try:
             batch = wire.EventBatch.FromString(raw)
-            merged = _merged(raw)
-        except DecodeError:
+            # No column has what this version does not know.
+            batch.DiscardUnknownFields()
+            canonical = batch.SerializeToString(deterministic=True)
+            some = merged(canonical)
+            pieces = cut(raw)
+        except (DecodeError, ValueError):
             raise MalformedLink(f"expected an EventBatch in field pb, got {len(raw)} bytes that are none") from None
         if not batch.events:
             raise MalformedLink("expected at least one event in field pb, got none")
         events = list(batch.events)
-        columns = _columns(model_id, entry_id, batch.header, events, merged, names)
+        if len(pieces.events) != len(events):
+            text = f"expected the bytes of {len(events)} events in field pb, found those of {len(pieces.events)}"
+            raise MalformedLink(text)
+        columns, odd = _columns(model_id, entry_id, batch.header, events, some, names)
         columns["number"] = np.arange(number - len(events) + 1, number + 1, dtype=np.int64)
-        return cls(model_id, entry_id, number, len(events), len(raw), columns)
+        exact = exact_column(odd, events, pieces.events, canonical=canonical == raw)
+        if exact is not None:
+            columns["exact"] = exact
+        digests = tuple([chain.digest(piece) for piece in pieces.events])
+        return cls(model_id, entry_id, number, len(events), len(raw), columns, pieces.header, digests)
 
     def without(self, rows: frozenset[int]) -> Self:
         """The same with these of its events left out."""
         keep = np.array([row not in rows for row in range(self.events)], dtype=np.bool_)
         columns = {name: column[keep] for name, column in self.columns.items()}
-        return replace(self, events=self.events - len(rows), columns=columns)
+        digests = tuple([each for row, each in enumerate(self.digests) if row not in rows])
+        return replace(self, events=self.events - len(rows), columns=columns, digests=digests)
+
+    def numbered(self, first: int) -> Self:
+        """The same with its events numbered on from `first`."""
+        numbers = np.arange(first, first + self.events, dtype=np.int64)
+        return replace(self, columns={**self.columns, "number": numbers})
+
+    def after(self, before: bytes) -> bytes:
+        """The chain's value after it."""
+        return chain.link(
+            before, self.entry_id, self.header, zip(self.columns["number"].tolist(), self.digests, strict=True)
+        )
 
 
-def joined(links: Sequence[Link], first_sequence: int) -> dict[str, Column]:
-    """The rows of these links, at least one of them, numbered on from `first_sequence`."""
+def chained(links: Sequence[Link], before: Mapping[str, bytes]) -> tuple[list[bytes], dict[str, bytes]]:
+    """The chain's value after each of these links, and after the last one of each model.
+
+    `before` has the value that a model's chain goes on from, where it has one.
+    """
+    values: list[bytes] = []
+    last: dict[str, bytes] = {}
+    for link in links:
+        model_id = link.model_id
+        last[model_id] = link.after(last.get(model_id) or before.get(model_id, chain.BEGINNING))
+        values.append(last[model_id])
+    return values, last
+
+
+def joined(links: Sequence[Link], first_sequence: int, chains: Sequence[bytes]) -> dict[str, Column]:
+    """The rows of these links, at least one of them, numbered on from `first_sequence`.
+
+    `chains` has the chain's value after each link.
+    """
     columns = {
         name: np.concatenate([link.column(name) for link in links])
         for name in {name: None for link in links for name in link.columns}
     }
     for name in TIMES:
         micros = columns[name]
-        columns[name] = np.where((micros > _FIRST_US) & (micros < _LAST_US), micros, 0)
-    columns["sequence"] = np.arange(first_sequence, first_sequence + len(columns["number"]), dtype=np.int64)
+        columns[name] = np.where((micros > FIRST_US) & (micros < LAST_US), micros, 0)
+    count = len(columns["number"])
+    columns["sequence"] = np.arange(first_sequence, first_sequence + count, dtype=np.int64)
+    columns["chain"] = np.full(count, None, dtype=object)
+    stop = 0
+    for link, value in zip(links, chains, strict=True):
+        start, stop = stop, stop + link.events
+        columns["chain"][stop - 1] = value
+        if link.header != _header(columns, start, stop):
+            exact_headers = columns.setdefault("exact_header", np.full(count, None, dtype=object))
+            exact_headers[stop - 1] = link.header
     return columns
+
+
+def _header(columns: Mapping[str, Column], start: int, stop: int) -> bytes:
+    """The header that these rows give."""
+    last = stop - 1
+    predicted, statuses = 0, columns["status"]
+    for row in range(last, start - 1, -1):
+        if statuses[row] in PREDICTED:
+            predicted = int(columns["predicted_at_timestamp"][row])
+            break
+    return join_header(
+        columns["model_id"][last],
+        columns["version"][last],
+        columns["digest"][last],
+        columns["worker"][last],
+        columns["batch_id"][last],
+        int(columns["batch_rows"][last]),
+        columns["engine"][last],
+        columns["runtime_id"][last],
+        predicted,
+    )
 
 
 def read_number(fields: Mapping[bytes, bytes]) -> int | None:
@@ -143,8 +188,8 @@ def read_number(fields: Mapping[bytes, bytes]) -> int | None:
 
 def _columns(
     model_id: str, entry_id: str, header: wire.Header, events: Sequence[wire.Event], some: wire.Event, names: Names
-) -> dict[str, Column]:
-    """All gathered columns but the numbers.
+) -> tuple[dict[str, Column], set[int]]:
+    """All gathered columns but the numbers and `exact`; and the rows in which they do not say everything.
 
     `some` is all events merged into one: a field that is unset in it is unset in each, so that fields which few events
     have are read only where there are any. Reading is what costs.
@@ -154,7 +199,8 @@ def _columns(
     entries = [event.entry for event in events]
     responses = [event.response for event in events]
     statuses = [event.status for event in events]
-    all_ok = set(statuses) == {wire.OK}
+    kinds = set(statuses)
+    all_ok = kinds == {wire.OK}
     inputs = write_all_inputs(entries)
     outputs = write_all_outputs(responses)
     zeros, false = np.zeros(count, np.int64), np.zeros(count, np.bool_)
@@ -178,19 +224,16 @@ def _columns(
     versions = [entry.version for entry in entries]
     digests = [entry.digest for entry in entries]
     one_version = set(versions) == {header.version} and set(digests) == {header.digest}
-    plain = (
-        one_version
-        and 0 not in asked
-        and not (any(inputs.lossy) or any(outputs.lossy))
-        and request_ids == [response.request_id for response in responses]
+    gathered = Gathered(
+        model_id, header, events, entries, responses, statuses, request_ids, versions, digests, asked, some
     )
     columns = {
         "model_id": same(model_id),
         "user_request_timestamp": integers(asked),
         "inputs": texts(inputs.texts),
         "predicted_at_timestamp": np.full(count, header.predicted_us, dtype=np.int64)
-        if all_ok
-        else integers([_predicted_us(header, event) for event in events]),
+        if kinds <= COMPUTED
+        else integers(gathered.predicted()),
         "outputs": texts(outputs.texts),
         "status": same("OK") if all_ok else texts([status_name(status) for status in statuses]),
         "request_id": texts(request_ids),
@@ -225,45 +268,28 @@ def _columns(
         columns["entity_id"] = texts([entry.entity_id or None for entry in entries])
     if some_entry.hydrated:
         columns["origins"] = texts([_origins(model_id, entry, header.digest, names) for entry in entries])
+        columns["hydrated"] = texts([_hydrated(entry) for entry in entries])
     if some_entry.caller:
         columns["caller"] = texts([entry.caller or None for entry in entries])
     if some_entry.trace:
         columns["trace"] = texts([entry.trace or None for entry in entries])
+    if some_entry.replay:
+        columns["replay"] = texts([entry.replay or None for entry in entries])
     if some_entry.body_sha256:
         columns["body_sha256"] = texts([entry.body_sha256 or None for entry in entries])
     if some.refused_body:
         columns["refused_body"] = texts([event.refused_body or None for event in events])
     if some_entry.gateway:
         columns["gateway"] = texts([entry.gateway or None for entry in entries])
-    if not plain:
-        columns["exact"] = texts(_exact(header, events, inputs, outputs))
     if some.response.HasField("error"):
         columns.update(_errors(responses))
-    return columns
+    return columns, gathered.odd((inputs.lossy, outputs.lossy), [columns[name] for name in TIMES])
 
 
-def _predicted_us(header: wire.Header, event: wire.Event) -> int:
-    """When the predict call of this event ended; the header's time is not that of one which was never computed."""
-    if event.status in _PREDICTED:
-        return header.predicted_us
-    return event.response.predicted_at_timestamp.ToMicroseconds()
-
-
-def _exact(
-    header: wire.Header, events: Sequence[wire.Event], inputs: WrittenRows, outputs: WrittenRows
-) -> list[bytes | None]:
-    """The serialized event where its columns alone do not say what it held."""
-    shared = (header.version, header.digest)
-    return [
-        event.SerializeToString()
-        if lossy_inputs
-        or lossy_outputs
-        or not (entry := event.entry).user_request_us
-        or (entry.version, entry.digest) != shared
-        or entry.request_id != event.response.request_id
-        else None
-        for event, lossy_inputs, lossy_outputs in zip(events, inputs.lossy, outputs.lossy, strict=True)
-    ]
+def _hydrated(entry: wire.Entry) -> bytes | None:
+    """The `Hydrated` fields of an entry, as bytes."""
+    hydrated = entry.hydrated
+    return wire.Entry(hydrated=hydrated).SerializeToString(deterministic=True) if hydrated else None
 
 
 def _errors(responses: Sequence[v1.PredictResponse]) -> dict[str, Column]:

@@ -136,8 +136,10 @@ _LATER = frozenset({"hydrated", "replay", "exact_header", "chain", "erased_at", 
 GATHERED = "gathered"
 """The view over one block of gathered columns, while it is inserted."""
 
+CREATE_EVENTS = f"CREATE TABLE IF NOT EXISTS events ({', '.join(f'{c.name} {c.kind}' for c in COLUMNS)})"
+
 CREATE = (
-    f"CREATE TABLE IF NOT EXISTS events ({', '.join(f'{c.name} {c.kind}' for c in COLUMNS)})",
+    CREATE_EVENTS,
     """CREATE TABLE IF NOT EXISTS positions (
         model_id VARCHAR PRIMARY KEY, entry_id VARCHAR NOT NULL, number BIGINT NOT NULL,
         updated_at TIMESTAMPTZ NOT NULL)""",
@@ -146,6 +148,7 @@ CREATE = (
     "ALTER TABLE positions ADD COLUMN IF NOT EXISTS recover_until_ms BIGINT DEFAULT 0",
     "ALTER TABLE positions ADD COLUMN IF NOT EXISTS copies_until_ms BIGINT DEFAULT 0",
     "ALTER TABLE positions ADD COLUMN IF NOT EXISTS chain BLOB",
+    "ALTER TABLE positions ADD COLUMN IF NOT EXISTS ahead BIGINT",
     *(
         f"ALTER TABLE events ADD COLUMN IF NOT EXISTS {column.name} {column.kind}"
         for column in COLUMNS
@@ -153,16 +156,22 @@ CREATE = (
     ),
     """CREATE TABLE IF NOT EXISTS segments (
         model_id VARCHAR NOT NULL, first_number BIGINT NOT NULL, last_number BIGINT NOT NULL, manifest VARCHAR NOT NULL,
-        PRIMARY KEY (model_id, first_number))""",
+        first_sequence BIGINT, last_sequence BIGINT, kept BOOLEAN DEFAULT false,
+        PRIMARY KEY (model_id, first_sequence))""",
     # What retention removed: the chain's value after it is where what is left begins.
     """CREATE TABLE IF NOT EXISTS anchors (
-        model_id VARCHAR PRIMARY KEY, number BIGINT NOT NULL, chain BLOB NOT NULL, removed_at TIMESTAMPTZ NOT NULL)""",
+        model_id VARCHAR PRIMARY KEY, number BIGINT NOT NULL, chain BLOB NOT NULL, removed_at TIMESTAMPTZ NOT NULL,
+        sequence BIGINT)""",
     """CREATE TABLE IF NOT EXISTS erasures (
         erased_at TIMESTAMPTZ, model_id VARCHAR, entity_sha256 BLOB, events BIGINT, reason VARCHAR)""",
     "CREATE TABLE IF NOT EXISTS runtimes (runtime_id VARCHAR PRIMARY KEY, record VARCHAR NOT NULL)",
     """CREATE TABLE IF NOT EXISTS gaps (
         model_id VARCHAR, from_entry VARCHAR, to_entry VARCHAR, expected BIGINT, found BIGINT, noted_at TIMESTAMPTZ,
         why VARCHAR)""",
+    # Of a file of an earlier version, whose numbers were those of the stream and may have come again.
+    """UPDATE positions SET ahead = greatest(0, coalesce(
+        (SELECT max(events.number) FROM events WHERE events.model_id = positions.model_id), 0) - number)
+        WHERE ahead IS NULL""",
 )
 
 
@@ -176,19 +185,20 @@ def insert_events(gathered: frozenset[str]) -> str:
 
 INSERT_POSITION = (
     "INSERT OR REPLACE INTO positions "
-    "(model_id, entry_id, number, epoch, recover_until_ms, copies_until_ms, chain, updated_at) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, now())"
+    "(model_id, entry_id, number, epoch, recover_until_ms, copies_until_ms, chain, ahead, updated_at) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, now())"
 )
 # A file of an earlier version has no chain: it begins where this one goes on.
 SELECT_POSITIONS = (
-    "SELECT model_id, entry_id, number, epoch, recover_until_ms, copies_until_ms, "
-    f"coalesce(chain, unhex('{BEGINNING.hex()}')) FROM positions"
+    "SELECT model_id, entry_id, number, epoch, recover_until_ms, copies_until_ms, "  # noqa: S608 - a constant
+    f"coalesce(chain, unhex('{BEGINNING.hex()}')), coalesce(ahead, 0) FROM positions"
 )
 SELECT_RECORDED = (
     "SELECT lane, entry_id, request_id, status = 'SHADOW', event_entry_id FROM events "
     "WHERE model_id = ? AND entry_id BETWEEN ? AND ? AND entry_id IN (SELECT unnest(CAST(? AS VARCHAR[])))"
 )
 SELECT_NEWEST = "SELECT coalesce(epoch_ms(max(appended_timestamp)), 0) FROM events WHERE model_id = ?"
+INSERT_RUNTIME = "INSERT OR REPLACE INTO runtimes VALUES (?, ?)"
 INSERT_GAP = "INSERT INTO gaps VALUES (?, ?, ?, ?, ?, now(), ?)"
 
 STATUSES = tuple(wire.Status.Name(number) for number in wire.Status.values())

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,13 +20,17 @@ import duckdb
 import structlog
 from redis.exceptions import RedisError
 
+from consumers.audit.heads import Keep, signing_key
 from consumers.sink.catalog import EventCatalog
 from consumers.sink.database import Batch, EventDatabase
+from consumers.sink.erasing import Erasing
+from consumers.sink.heading import Heading
 from consumers.sink.intake import EventIntake
 from consumers.sink.position import Position
 from consumers.sink.recovery import Recoveries
 from consumers.sink.service import EventLogServer
 from consumers.sink.streams import READ_ENTRIES, Entry, EventStreams
+from consumers.sink.upkeep import Upkeep
 from contract.connection import connect, show
 from contract.keys import Keys
 from contract.presence import BEAT_S, Presence, process_name
@@ -54,8 +58,18 @@ class Sink:
     """
 
     def __init__(
-        self, settings: Settings, keys: Keys, redis_url: str, database: Path, *, accept_gap: bool = False
+        self,
+        settings: Settings,
+        keys: Keys,
+        redis_url: str,
+        database: Path,
+        *,
+        accept_gap: bool = False,
+        keep_segments: Keep | None = None,
+        keep_heads: Keep | None = None,
     ) -> None:
+        key_file = settings.heads_key or database.parent / "keys" / "sink.key"
+        signer = signing_key(key_file) if keep_heads is not None else None
         self._settings = settings
         self._keys = keys
         self._reader = connect(redis_url, timeout_s=BLOCK_MS / 1000 + 5)
@@ -64,12 +78,26 @@ class Sink:
         self._catalog = EventCatalog(keys)
         self._streams = EventStreams(self._reader, keys)
         self._database = EventDatabase(database)
+        self._upkeep = Upkeep(settings, self._database, keep_segments)
+        self._heading = (
+            Heading(self._database, keep_heads, signer, every_s=settings.heads_every_s)
+            if keep_heads is not None and signer is not None
+            else None
+        )
+        self._erasing = Erasing(
+            self._database,
+            self._upkeep.sealing,
+            key=lambda: signing_key(key_file),
+            on_erased=self._heading.wake if self._heading is not None else lambda: None,
+        )
         self._intake = EventIntake(self._database, accept_gap=accept_gap)
         self._untrimmed = dict(self._intake.positions)
         self._recoveries = Recoveries(self._streams, self._intake)
         self._ended = threading.Event()
         self._server: EventLogServer | None = None
         self._committed_at = 0.0
+        self._runtimes: Mapping[str, str] = {}
+        """Those that the database has."""
 
     @property
     def name(self) -> str:
@@ -81,7 +109,13 @@ class Sink:
 
         Raises ListenError.
         """
-        self._server = EventLogServer(self._database, lambda: self._intake.alarms)
+        # What is not recorded is worse than what is not sealed.
+        self._server = EventLogServer(
+            self._database,
+            lambda: {**self._upkeep.notes, **self._intake.alarms},
+            self._upkeep.seal,
+            self._erasing.erase,
+        )
         return self._server.listen(address)
 
     def begin(self, stop: threading.Event) -> dict[str, str]:
@@ -100,6 +134,9 @@ class Sink:
         """Reads and commits until `stop` is set; then finishes what it has read."""
         beat = threading.Thread(target=self._beat, name="beat", daemon=True)
         beat.start()
+        self._upkeep.start()
+        if self._heading is not None:
+            self._heading.start()
         self._commit(self._intake.batch(), stop)
         pause = 0.0
         while not stop.is_set():
@@ -118,6 +155,7 @@ class Sink:
             except OSError as error:
                 log.warning("the connection to Redis broke; trying again", error=str(error))
                 pause = min(1.0, pause * 2 or 0.05)
+            self._keep_runtimes()
             self._commit(self._intake.batch(), stop)
             if pause:
                 stop.wait(pause)
@@ -127,6 +165,9 @@ class Sink:
         self._ended.set()
         if self._server is not None:
             self._server.stop()
+        self._upkeep.stop()
+        if self._heading is not None:
+            self._heading.stop()
         try:
             self._trim()
             show(self._beats, self._presence.leave(self._keys))
@@ -220,6 +261,19 @@ class Sink:
         self._committed_at = time.monotonic()
         self._untrimmed.update(batch.positions)
 
+    def _keep_runtimes(self) -> None:
+        """Copies records that are new; where they can't be written it is tried again with the next commit."""
+        known = self._catalog.runtimes
+        if known is self._runtimes:
+            return
+        new = {runtime_id: record for runtime_id, record in known.items() if runtime_id not in self._runtimes}
+        try:
+            if new:
+                self._database.keep_runtimes(new)
+            self._runtimes = known
+        except duckdb.Error as error:
+            log.warning("runtime records can't be written yet", error=str(error).splitlines()[0])
+
     def _again(self, batch: Batch) -> Batch:
         """The batch, or nothing where a commit that looked failed has written it after all."""
         try:
@@ -283,14 +337,25 @@ def run_sink(
     stop: threading.Event,
     accept_gap: bool = False,
     on_alarm: Callable[[str], None] = lambda _text: None,
+    keep_segments: Keep | None = None,
+    keep_heads: Keep | None = None,
 ) -> None:
     """The life of a sink process; `stop` ends it in order. `listen` empty: nobody can ask it.
 
     `accept_gap` lets what is missing at its start be a row; else `on_alarm` is told of each model that is not recorded.
+    `keep_segments` is given each sealed segment and its manifest, to put them elsewhere too; `keep_heads` signed heads.
 
-    Raises EventDatabaseError or ListenError where it can't start.
+    Raises EventDatabaseError, ListenError or KeyUnusable where it can't start.
     """
-    sink = Sink(settings, Keys(settings.prefix), redis_url, database, accept_gap=accept_gap)
+    sink = Sink(
+        settings,
+        Keys(settings.prefix),
+        redis_url,
+        database,
+        accept_gap=accept_gap,
+        keep_segments=keep_segments,
+        keep_heads=keep_heads,
+    )
     try:
         address = sink.serve(listen) if listen else ""
         log.info("the event sink runs", database=str(database), listen=address)

@@ -6,7 +6,7 @@
 What a batch is nearly always made of, one-row matrices answered by one number, is written for all its events at once.
 
 Floats are written with the shortest digits that read back as the same bits. JSON knows no NaN and no infinity, so those
-are null there, and `lossy` says so.
+are null there, and `lossy` says so, as of all else that can't be told from the text and its form.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from protos import millstream_v1_pb2 as v1
 from protos import millstream_wire_v1_pb2 as wire
 
 _LETTERS = {"doubles": "d", "integers": "i", "booleans": "b", "strings": "s"}
+_NOTHING = {"doubles": "0.0", "integers": "0", "booleans": "False", "strings": ""}
+"""What stands at the place of a null."""
 
 
 class Written(NamedTuple):
@@ -116,8 +118,11 @@ def _column(column: v1.Column, rows: int) -> tuple[str, list[Any], bool]:
     if len(values) != rows:
         raise ValueError(f"{len(values)} values for {rows} rows")
     lossy = kind == "doubles" and b"null" in orjson.dumps(values)
+    before = -1
     for row in column.nulls:
-        lossy = lossy or bool(values[row])
+        # A null is read back with nothing at its place, and each once, in order.
+        lossy = lossy or row <= before or str(values[row]) != _NOTHING[kind]
+        before = row
         values[row] = None
     return _LETTERS[kind], values, lossy
 

@@ -1,4 +1,8 @@
-"""Replies as bytes: what a model answered for each request of a batch, joined from parts the batch shares."""
+"""Replies as bytes: what a model answered for each request of a batch, joined from parts the batch shares.
+
+They are canonical, as the event log rebuilds them: in the order of the fields, none that holds its default, outputs
+sorted by name.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from consumers.model.model import OutputColumn
-from contract.wire import length_delimited, tag_bytes, timestamp, varint
+from contract.wire import length_delimited, map_order, tag_bytes, timestamp, varint
 from protos import millstream_v1_pb2 as v1
 
 _REQUEST_ID, _MODEL_ID, _VERSION = tag_bytes(1), tag_bytes(2), tag_bytes(3)
@@ -19,11 +23,8 @@ class Answers:
     """The responses of one predict call."""
 
     def __init__(self, model_id: str, version: str, columns: Sequence[OutputColumn], predicted_us: int) -> None:
-        self._shared = (
-            length_delimited(_MODEL_ID, model_id.encode())
-            + length_delimited(_VERSION, version.encode())
-            + length_delimited(_PREDICTED_TIME, timestamp(predicted_us))
-        )
+        self._model = length_delimited(_MODEL_ID, model_id.encode()) + length_delimited(_VERSION, version.encode())
+        self._predicted = length_delimited(_PREDICTED_TIME, timestamp(predicted_us))
         self._columns = columns
         self._cells: list[list[bytes]] | None = None
 
@@ -31,18 +32,16 @@ class Answers:
         self, request_id: bytes, start: int, rows: int, user_request_us: int, *, packed: bool, degraded: bool
     ) -> bytes:
         """A serialized PredictResponse for `rows` rows of the call from row `start`."""
-        parts = [
-            length_delimited(_REQUEST_ID, request_id),
-            self._shared,
-            length_delimited(_USER_TIME, timestamp(user_request_us)),
-        ]
-        if packed:
-            parts += [length_delimited(_COLUMN, _packed(column, start, rows)) for column in self._columns]
-        else:
+        parts = [length_delimited(_REQUEST_ID, request_id), self._model]
+        if not packed:
             if self._cells is None:
-                self._cells = [_cells(column) for column in self._columns]
+                in_order = sorted(self._columns, key=lambda column: map_order(column.name))
+                self._cells = [_cells(column) for column in in_order]
             for row in range(start, start + rows):
                 parts.append(length_delimited(_PREDICTION, b"".join([cells[row] for cells in self._cells])))
+        parts += (length_delimited(_USER_TIME, timestamp(user_request_us)), self._predicted)
+        if packed:
+            parts += [length_delimited(_COLUMN, _packed(column, start, rows)) for column in self._columns]
         if degraded:
             parts.append(_DEGRADED)
         return b"".join(parts)

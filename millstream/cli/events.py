@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from millstream.cli import events_books, events_proof, events_sql
 from millstream.cli.errors import USAGE, CommandFailed
+from millstream.cli.log_place import EventLogOption
 from millstream.cli.moments import put, told
 from millstream.cli.options import JsonOption, QuietOption, StateDirOption
 from millstream.cli.place import EVENT_LOG, Place, called
@@ -19,13 +21,16 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Query the record of every prediction that was asked for.")
 
+app.command("sql")(events_sql.sql)
+app.command("seal")(events_books.seal)
+app.command("reconcile")(events_books.reconcile)
+app.command("verify")(events_proof.verify)
+app.command("heads")(events_proof.heads)
+app.command("erase")(events_proof.erase)
+
 _FILTER = "Filter"
 STATUSES = ("OK", "FAILED", "INVALID", "EXPIRED", "POISON", "CANCELLED", "SHADOW")
 
-EventLogOption = Annotated[
-    str,
-    typer.Option("--event-log", metavar="HOST:PORT", help="Talk to this event log instead.", rich_help_panel="Where"),
-]
 ModelOption = Annotated[str, typer.Option("--model", metavar="MODEL", help="Of this model.", rich_help_panel=_FILTER)]
 VersionOption = Annotated[str, typer.Option("--version", metavar="V", help="Answered by it.", rich_help_panel=_FILTER)]
 StatusOption = Annotated[
@@ -36,6 +41,15 @@ RequestOption = Annotated[
     str, typer.Option("--request-id", metavar="ID", help="Of this request.", rich_help_panel=_FILTER)
 ]
 LaneOption = Annotated[str, typer.Option("--lane", metavar="LANE", help="requests or bulk.", rich_help_panel=_FILTER)]
+ReplayOption = Annotated[
+    str,
+    typer.Option(
+        "--replay",
+        metavar="NAME",
+        help="Of this replay, or all: those of replays too. Without it real requests alone.",
+        rich_help_panel=_FILTER,
+    ),
+]
 SinceOption = Annotated[
     str,
     typer.Option(
@@ -54,6 +68,7 @@ def query(
     entity: EntityOption = "",
     request_id: RequestOption = "",
     lane: LaneOption = "",
+    replay: ReplayOption = "",
     since: SinceOption = "",
     until: UntilOption = "",
     limit: LimitOption = 100,
@@ -71,7 +86,7 @@ def query(
       millstream events query --request-id ID --json
     """
     screen = Screen(as_json=as_json, quiet=quiet)
-    asked = _query(model, version, status, entity, request_id, lane, since, until)
+    asked = _query(model, version, status, entity, request_id, lane, replay, since, until)
     asked.limit, asked.oldest_first = limit, oldest_first
     found = 0
     rows = []
@@ -94,6 +109,7 @@ def count(
     entity: EntityOption = "",
     request_id: RequestOption = "",
     lane: LaneOption = "",
+    replay: ReplayOption = "",
     since: SinceOption = "",
     until: UntilOption = "",
     state_dir: StateDirOption = None,
@@ -110,7 +126,7 @@ def count(
     from protos import millstream_v1_pb2_grpc as v1_grpc
 
     screen = Screen(as_json=as_json, quiet=quiet)
-    asked = _query(model, version, status, entity, request_id, lane, since, until)
+    asked = _query(model, version, status, entity, request_id, lane, replay, since, until)
     place = Place.of(state_dir, event_log=event_log)
     with place.channel(EVENT_LOG) as channel:
         stub: Any = v1_grpc.EventLogStub(channel)
@@ -144,6 +160,7 @@ def follow(
     entity: EntityOption = "",
     request_id: RequestOption = "",
     lane: LaneOption = "",
+    replay: ReplayOption = "",
     since: SinceOption = "",
     state_dir: StateDirOption = None,
     event_log: EventLogOption = "",
@@ -157,7 +174,7 @@ def follow(
       millstream events follow --model churn --status FAILED
     """
     screen = Screen(as_json=as_json, quiet=quiet)
-    asked = _query(model, version, status, entity, request_id, lane, since, "")
+    asked = _query(model, version, status, entity, request_id, lane, replay, since, "")
     screen.note("following; Ctrl-C ends it")
     for event in _stream("Follow", asked, state_dir, event_log):
         if as_json:
@@ -167,7 +184,15 @@ def follow(
 
 
 def _query(
-    model: str, version: str, status: str, entity: str, request_id: str, lane: str, since: str, until: str
+    model: str,
+    version: str,
+    status: str,
+    entity: str,
+    request_id: str,
+    lane: str,
+    replay: str,
+    since: str,
+    until: str,
 ) -> v1.EventQuery:
     from protos import millstream_v1_pb2 as v1
 
@@ -176,7 +201,13 @@ def _query(
     if lane and lane not in ("requests", "bulk"):
         raise CommandFailed(f"--lane: expected requests or bulk, got {lane!r}", USAGE)
     asked = v1.EventQuery(
-        model_id=model, version=version, status=status.upper(), entity_id=entity, request_id=request_id, lane=lane
+        model_id=model,
+        version=version,
+        status=status.upper(),
+        entity_id=entity,
+        request_id=request_id,
+        lane=lane,
+        replay="*" if replay == "all" else replay,
     )
     put(asked.since, since, "--since")
     put(asked.until, until, "--until")
@@ -201,12 +232,15 @@ _COLUMNS = ("asked at", "model", "version", "status", "request", "entity", "inpu
 
 
 def _row(event: v1.ModelEvent) -> tuple[str, ...]:
-    outcome = event.outputs_json if event.status == "OK" else f"{event.error_reason}: {event.error_message}"
+    answered = event.status in ("OK", "SHADOW")
+    outcome = event.outputs_json if answered else f"{event.error_reason}: {event.error_message}"
+    if event.HasField("erased_at"):
+        outcome = f"erased at {told(event.erased_at)}"
     return (
         told(event.user_request_timestamp),
         event.model_id,
         event.version,
-        event.status,
+        f"{event.status} (replay {event.replay})" if event.replay else event.status,
         event.request_id,
         event.entity_id,
         _short(event.inputs_json),

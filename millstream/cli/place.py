@@ -47,6 +47,15 @@ class Place:
             raise CommandFailed(f"what runs in {state.path} names no address of a {_PARTS[part]}", UNAVAILABLE)
         return address
 
+    def runs(self, part: str) -> bool:
+        """Whether that part was named, or a living `up` owns the state directory and tells where it is."""
+        from millstream.local.state_dir import StateDir
+
+        if part in dict(self.named):
+            return True
+        running = StateDir(self.state_dir or DEFAULT_STATE_DIR).running()
+        return running is not None and bool(running.addresses.get(part))
+
     def knows(self, part: str) -> bool:
         """Whether the part was named, or everything is to be looked up."""
         return part in dict(self.named) or not self.named

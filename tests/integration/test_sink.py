@@ -31,6 +31,7 @@ from tests.event_entries import (
     ok,
 )
 from tests.servers import RedisServer
+from tests.sink_lives import chained
 
 pytestmark = pytest.mark.integration
 
@@ -284,6 +285,7 @@ def test_a_value_that_the_database_refuses_costs_its_entry_alone(
         eventually(lambda: stream.length == 0)
     [(why,)] = rows(tmp_path / "events.duckdb", "SELECT why FROM gaps")
     assert why.startswith("the database refused it: Constraint Error")
+    chained(tmp_path / "events.duckdb")
     assert rows(tmp_path / "events.duckdb", "SELECT request_id, number FROM events ORDER BY 2") == [
         ("r1", 1),
         ("r2", 3),
@@ -308,7 +310,24 @@ def test_a_stream_that_came_back_with_less_is_a_gap_and_no_event_twice(
     found = rows(tmp_path / "events.duckdb", "SELECT request_id FROM events ORDER BY sequence")
     assert [(f"r{number}",) for number in range(6)] == found
     assert rows(tmp_path / "events.duckdb", "SELECT expected, found FROM gaps") == [(7, 4)]
-    assert rows(tmp_path / "events.duckdb", "SELECT number FROM positions") == [(6,)]
+    assert rows(tmp_path / "events.duckdb", "SELECT number, ahead FROM positions") == [(6, 0)]
+    assert rows(tmp_path / "events.duckdb", "SELECT number FROM events ORDER BY sequence") == [
+        (number,) for number in range(1, 7)
+    ]
+    chained(tmp_path / "events.duckdb")
+
+
+def test_records_of_what_predicts_are_in_the_log_too(
+    stream: EventStream, redis_url: str, prefix: str, tmp_path: Path
+) -> None:
+    stream.client.hset(stream.keys.runtimes, "r1", '{"python":"3.11"}')
+    with RunningSink(redis_url, prefix, tmp_path) as sink:
+        stream.append(ok("r1"))
+        eventually(lambda: sink.count() == 1)
+        stream.client.hset(stream.keys.runtimes, "r2", '{"python":"3.12"}')
+        expected = {"r1": '{"python":"3.11"}', "r2": '{"python":"3.12"}'}
+        eventually(lambda: dict(sink.stub.ListSegments(v1.ListSegmentsRequest()).runtimes) == expected)
+    assert rows(tmp_path / "events.duckdb", "SELECT count(*) FROM runtimes") == [(2,)]
 
 
 def test_a_copy_is_no_duplicate_of_what_it_is_a_copy_of_nor_recorded_twice_itself(
