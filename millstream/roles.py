@@ -114,10 +114,13 @@ def sink(settings: Settings, *, accept_gap: bool = False) -> None:
     from consumers.sink.database import EventDatabaseError
     from consumers.sink.service import ListenError
     from consumers.sink.sink import run_sink
+    from contract.trust import KeyUnusable
+    from millstream.keeping import keeper
+    from registry.blobs import StoreUrlError
 
     set_up_log(settings, "sink")
     state = StateDir(settings.state_dir).create()
-    with _in_plain_words(EventDatabaseError, ListenError):
+    with _in_plain_words(EventDatabaseError, ListenError, KeyUnusable, StoreUrlError):
         run_sink(
             settings,
             redis_url=redis_url(settings),
@@ -127,13 +130,15 @@ def sink(settings: Settings, *, accept_gap: bool = False) -> None:
             stop=_stop_event(),
             accept_gap=accept_gap,
             on_alarm=notify_progress,
+            keep_segments=keeper(settings, settings.events_url) if settings.events_url else None,
+            keep_heads=keeper(settings, settings.heads_url) if settings.heads_url else None,
         )
 
 
 def registry(settings: Settings) -> None:
     """Watches the blob store until SIGTERM or SIGINT."""
     from contract.trust import KeyUnusable
-    from millstream.trial import NoPlaceToListen, trials
+    from millstream.trial import NoPlaceToListen, replays, trials
     from registry.app import CannotListen, run_registry
     from registry.blobs import StoreError
     from registry.catalogue.catalogue import CatalogueUnusable
@@ -144,7 +149,11 @@ def registry(settings: Settings) -> None:
         _fail("no store is set: --store DIR or azure://container, or MILLSTREAM_STORE_URL")
 
     async def serve() -> None:
-        async with trials(settings, THREAD_LIMITS) as trial, anyio.create_task_group() as tasks:
+        async with (
+            trials(settings, THREAD_LIMITS) as trial,
+            replays(settings, THREAD_LIMITS, trial) as other,
+            anyio.create_task_group() as tasks,
+        ):
             stop = anyio.Event()
             tasks.start_soon(_stop_on_signal, stop)
             await run_registry(
@@ -156,6 +165,7 @@ def registry(settings: Settings) -> None:
                 on_ready=notify_ready,
                 stop=stop,
                 trial=trial,
+                replay=other.replay,
                 on_problem=_out_of_reach,
             )
             tasks.cancel_scope.cancel()

@@ -173,6 +173,9 @@ async def running(settings: Settings, say: Say, *, accept_gap: bool = False) -> 
                 "redis_url": house.addresses["redis"],
                 "registry_listen": house.addresses["registry"],
                 "sink_listen": house.addresses["event_log"],
+                "event_log": house.addresses["event_log"],
+                # Worth little beside what it is about, and better than nothing until another place is named.
+                "heads_url": settings.heads_url or str(state.path),
                 "log_format": "json",
             }
         )

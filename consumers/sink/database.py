@@ -134,6 +134,13 @@ class EventDatabase:
             self._connection.close()
         self._connection = self._open()
 
+    def recount(self) -> None:
+        """After a commit that raised and was written all the same: the order of commit goes on behind its rows."""
+        [(last,)] = self._connection.execute(_SELECT_LAST).fetchall()
+        with self._committed:
+            self._sequence = last
+            self._committed.notify_all()
+
     def close(self) -> None:
         """Writes everything into the file, so that no log stands beside it, and lets go of it."""
         with self._committed:

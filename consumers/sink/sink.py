@@ -277,7 +277,8 @@ class Sink:
     def _again(self, batch: Batch) -> Batch:
         """The batch, or nothing where a commit that looked failed has written it after all."""
         try:
-            written = batch.is_in(self._database.positions())
+            if written := batch.is_in(self._database.positions()):
+                self._database.recount()
         except duckdb.Error:
             try:
                 self._database.reopen()
