@@ -51,7 +51,9 @@ class Line:
         answers: list[Any] = []
         refused: ResponseError | None = None
         try:
-            connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            # Packed here: redis-py looks at every argument before it hands them to hiredis.
+            packed = [hiredis.pack_command(cast("Any", tuple(command))) for command in commands]
+            connection.send_packed_command((b"".join(packed),), check_health=False)
             for _ in commands:
                 try:
                     answers.append(connection.read_response())

@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection
 from redis.exceptions import RedisError
 
 from contract.catalog import Catalog
+from contract.collector import settled
 from contract.connection import connect_async, living_async, show_async
 from contract.keys import Keys
 from contract.line import AsyncLine
@@ -135,6 +136,7 @@ class Gateway:
                 tasks.start_soon(line.keep)
                 tasks.start_soon(self.waiters.line.keep)
                 tasks.start_soon(self.waiters.sweep_forever)
+                stack.enter_context(settled())
                 await server.start()
                 address = f"{settings.listen.rpartition(':')[0]}:{port}"
                 log.info("gateway listens", address=address, engine=engine)

@@ -36,9 +36,8 @@ def server(engine: Literal["grpcio", "native"], max_message_bytes: int) -> grpc.
         ("grpc.max_send_message_length", -1),
     ]
     if engine == "native":
-        import pygrpc_native.aio
+        from gateway.native import NativeServer
 
-        native: Any = pygrpc_native.aio.server(options=options)
-        return native  # type: ignore[no-any-return]  # the same interface, no common base
+        return NativeServer(options)
     # Two gateways on one port would each get half of the callers, unnoticed.
     return grpc.aio.server(options=[*options, ("grpc.so_reuseport", 0)])

@@ -25,6 +25,7 @@ from contract.overload import UNKNOWN, Pool
 from contract.record import ModelRecord, Version, route
 from contract.request import Request, RequestIds
 from contract.settings import Settings
+from gateway.calls import Call, Cancellable, DirectServer, FutureCall
 from gateway.models import model_message
 from gateway.status import internal, status_of
 from gateway.waiters import Waiter, Waiters
@@ -75,6 +76,7 @@ class Predictor:
         self.pools: Mapping[str, Pool] = {}
         """How fast each model is, set by who looks at the workers; what is let in follows from it."""
         waiters.on_gone = withdrawals.withdraw
+        waiters.append = self._append
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the service to a server; without serializers, so that bytes stay bytes."""
@@ -91,6 +93,8 @@ class Predictor:
         # Method by method too: the native engine passes what it knows by service alone on to a grpcio server.
         registered: Any = server
         registered.add_registered_method_handlers(SERVICE, methods)
+        if isinstance(server, DirectServer):
+            server.answer_directly(f"/{SERVICE}/Predict", self.begin)
 
     async def predict(self, raw: bytes, context: Context) -> bytes:
         """One request, one answer."""
@@ -101,6 +105,30 @@ class Predictor:
             return await self._ask(request, request_id, context.time_remaining())
         except Exception as error:  # noqa: BLE001 - `_abort` tells refusals from faults
             await _abort(context, error, "Predict", request_id)
+
+    def begin(self, raw: bytes, deadline_s: float | None, call: Call) -> Cancellable | None:
+        """One request of a caller who waits without a coroutine; what to cancel when that caller goes away."""
+        request_id = ""
+        try:
+            request = Request.from_bytes(raw)
+            request_id = request.request_id or self._ids.next()
+            if request.entity_id:
+                # Stored features have to be waited for.
+                return asyncio.get_running_loop().create_task(self._relay(request, request_id, deadline_s, call))
+            user_request_us = now_us()
+            version, admitted = self._admit(request, request_id)
+            if isinstance(admitted, Draft):
+                admitted = admitted.complete({})
+            return self._start(call, request, request_id, version, admitted, user_request_us, deadline_s)
+        except Exception as error:  # noqa: BLE001 - one that is no refusal is a fault
+            call.refuse(error if isinstance(error, Refused) else internal(error, "Predict"), request_id)
+            return None
+
+    async def _relay(self, request: Request, request_id: str, deadline_s: float | None, call: Call) -> None:
+        try:
+            call.reply(await self._ask(request, request_id, deadline_s))
+        except Exception as error:  # noqa: BLE001 - one that is no refusal is a fault
+            call.refuse(error if isinstance(error, Refused) else internal(error, "Predict"), request_id)
 
     async def predict_stream(self, raws: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
         """Many requests in flight on one call, answered as they finish."""
@@ -138,6 +166,7 @@ class Predictor:
     async def submit(self, raw: bytes, context: Context) -> bytes:
         """Appends to the bulk lane; the answer is there for GetResult later."""
         request_id = ""
+        answer: Answer | None = None
         try:
             request = Request.from_bytes(raw)
             record = self._record(request.model_id)
@@ -163,6 +192,8 @@ class Predictor:
             ).SerializeToString()
         except Exception as error:  # noqa: BLE001 - `_abort` tells refusals from faults
             await _abort(context, error, "Submit", request_id)
+        finally:
+            answer = None  # as in `_ask`
 
     async def get_result(self, raw: bytes, context: Context) -> bytes:
         """The result of a request by its id."""
@@ -178,11 +209,12 @@ class Predictor:
             longest = LONGEST_WAIT_S if remaining is None else remaining - ANSWER_S
             wait_s = min(request.wait.ToMilliseconds() / 1000, longest, LONGEST_WAIT_S)
             if response is None and wait_s > 0:
-                waiter = self._waiters.add(model_id, request_id, asyncio.get_running_loop().time() + wait_s, None)
+                call = FutureCall()
+                waiter = self._waiters.add(call, model_id, request_id, asyncio.get_running_loop().time() + wait_s)
                 try:
-                    await asyncio.wait((waiter.future,), timeout=wait_s)
-                    if waiter.future.done():
-                        waiter.future.exception()  # a failure is read from its key like any result
+                    await asyncio.wait((call.future,), timeout=wait_s)
+                    if call.future.done():
+                        call.future.exception()  # a failure is read from its key like any result
                 finally:
                     self._waiters.remove(waiter)
                 response = await self._stored(model_id, request_id)
@@ -203,7 +235,8 @@ class Predictor:
         try:
             request = _parsed(v1.GetModelRequest, raw)
             record = self._catalog.record(request.model_id)
-            return model_message(record, route(record, request.version, "", ""), whole=True).SerializeToString()
+            version = route(record, request.version, "", "")
+            return model_message(record, version, whole=True).SerializeToString()
         except Exception as error:  # noqa: BLE001 - `_abort` tells refusals from faults
             await _abort(context, error, "GetModel")
 
@@ -232,46 +265,64 @@ class Predictor:
     async def _ask(self, request: Request, request_id: str, deadline_s: float | None) -> bytes:
         """admit -> append -> wait. Raises Refused."""
         user_request_us = now_us()
-        record = self._record(request.model_id)
-        version = route(record, request.version, request.entity_id, request_id)
-        admitted = version.admission.draft(request)
+        version, admitted = self._admit(request, request_id)
         if isinstance(admitted, Draft):
             admitted = await self._hydrate(admitted)
-        if deadline_s is None or deadline_s > LONGEST_DEADLINE_S:
-            deadline_s = self._settings.default_deadline_s
-        entry = self._entry(request, request_id, version, admitted, user_request_us, deadline_s)
-        waiter = self._waiters.add(request.model_id, request_id, asyncio.get_running_loop().time() + deadline_s, entry)
-        payload = entry.SerializeToString()
-        state = pending_state(entry.body_sha256, INTERACTIVE) if request.request_id else b""
-
-        def append() -> None:
-            self._entrance.append(
-                request.model_id,
-                INTERACTIVE,
-                payload,
-                admitted.n,
-                state,
-                request_id,
-                lambda answer: self._waiters.appended(waiter, answer),
-                self.pools.get(request.model_id, UNKNOWN).bound(deadline_s, self._settings),
-            )
-
-        waiter.again = append
+        call = FutureCall()
+        waiter = self._start(call, request, request_id, version, admitted, user_request_us, deadline_s)
         try:
-            append()
-            return await waiter.future
+            return await call.future
         except asyncio.CancelledError:
-            self._leave(waiter)
+            waiter.cancel()
             raise
         finally:
-            self._waiters.remove(waiter)
+            # A refusal's traceback holds this frame, with all that was asked; it must not be held by it too.
+            del call, waiter
 
-    def _leave(self, waiter: Waiter) -> None:
-        """The caller went away: nobody needs the answer any more, unless another asked the same under the same id."""
-        if self._waiters.alone(waiter):
-            waiter.gone = True
-        if waiter.gone and waiter.entry_id:
-            self._withdrawals.withdraw(waiter)
+    def _admit(self, request: Request, request_id: str) -> tuple[Version, Admitted | Draft]:
+        """The version that answers, and what it makes of the request. Raises Refused."""
+        version = route(self._record(request.model_id), request.version, request.entity_id, request_id)
+        return version, version.admission.draft(request)
+
+    def _start(
+        self,
+        call: Call,
+        request: Request,
+        request_id: str,
+        version: Version,
+        admitted: Admitted,
+        user_request_us: int,
+        deadline_s: float | None,
+    ) -> Waiter:
+        """Appends an admitted request, and has its reply passed to the call."""
+        if deadline_s is None or deadline_s > LONGEST_DEADLINE_S:
+            deadline_s = self._settings.default_deadline_s
+        body_sha256 = request.body_sha256() if request.request_id else b""
+        entry = self._entry(request, request_id, version, admitted, user_request_us, deadline_s, body_sha256)
+        waiter = self._waiters.add(
+            call,
+            request.model_id,
+            request_id,
+            asyncio.get_running_loop().time() + deadline_s,
+            entry.SerializeToString(),
+            admitted.n,
+            pending_state(body_sha256, INTERACTIVE) if body_sha256 else b"",
+            self.pools.get(request.model_id, UNKNOWN).bound(deadline_s, self._settings),
+        )
+        self._append(waiter)
+        return waiter
+
+    def _append(self, waiter: Waiter) -> None:
+        self._entrance.append(
+            waiter.model_id,
+            INTERACTIVE,
+            waiter.entry,
+            waiter.rows,
+            waiter.state,
+            waiter.request_id,
+            waiter.appended,
+            waiter.bound,
+        )
 
     async def _hydrate(self, draft: Draft) -> Admitted:
         if not draft.wanted:
@@ -287,6 +338,7 @@ class Predictor:
         admitted: Admitted,
         user_request_us: int,
         deadline_s: float,
+        body_sha256: bytes,
     ) -> wire.Entry:
         entry = wire.Entry(
             request_id=request_id,
@@ -304,6 +356,8 @@ class Predictor:
             entry.columns.CopyFrom(admitted.rows)
         if request.entity_id:
             entry.entity_id = request.entity_id
+        if request.replay:
+            entry.replay = request.replay
         if admitted.hydrated:
             entry.hydrated.extend(wire.Hydrated(index=index, origin=origin) for index, origin in admitted.hydrated)
         if admitted.degraded:
@@ -311,7 +365,7 @@ class Predictor:
         if admitted.packed:
             entry.packed = True
         if request.request_id:
-            entry.body_sha256 = request.body_sha256()
+            entry.body_sha256 = body_sha256
             entry.reply_ttl_s = self._settings.reply_ttl_own_id_s
         return entry
 

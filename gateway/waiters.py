@@ -3,7 +3,7 @@
     exit -> one sharded message per gateway and batch -> waiters resolved
     the reply key is the truth: a sweep reads it after every reconnect, and from time to time as a net
 
-No caller holds a connection or a task of its own here, only a future.
+No caller holds a connection, a task or a timer of its own here.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from redis.exceptions import RedisError
 from contract.errors import Reason, Refused
 from contract.keys import Keys
 from contract.line import AsyncLine
+from contract.overload import Bound
+from gateway.calls import Call
 from ingest.entrance import Answer, Appended, Seen
 from protos import millstream_v1_pb2 as v1
 from protos import millstream_wire_v1_pb2 as wire
@@ -37,38 +39,55 @@ log = structlog.get_logger()
 
 
 class Waiter:
-    """One caller waiting for one reply; `future` ends with the serialized PredictResponse or Refused."""
+    """One caller waiting for one reply, which its `call` gets. Made for each request, so slotted."""
 
-    __slots__ = ("again", "entry", "entry_id", "future", "gone", "model_id", "net_at", "over_at", "request_id", "woken")
+    __slots__ = (
+        "_waiters", "bound", "call", "entry", "entry_id", "gone", "model_id", "net_at", "over", "over_at", "request_id",
+        "rows", "state", "woken",
+    )  # fmt: skip
 
-    def __init__(self, model_id: str, request_id: str, over_at: float, entry: wire.Entry | None) -> None:
+    def __init__(
+        self,
+        waiters: Waiters,
+        call: Call,
+        model_id: str,
+        request_id: str,
+        over_at: float,
+        entry: bytes,
+        rows: int,
+        state: bytes,
+        bound: Bound | None,
+    ) -> None:
+        self._waiters = waiters
+        self.call = call
         self.model_id = model_id
         self.request_id = request_id
-        self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self.over_at = over_at
         """When nobody waits any more, on the event loop's clock."""
         self.net_at = 0.0
         self.entry = entry
-        """What was appended, for who withdraws it; None for GetResult."""
+        """What is appended, serialized; empty for GetResult."""
+        self.rows = rows
+        self.state = state
+        self.bound = bound
         self.entry_id = b""
-        self.woken = entry is not None
+        self.woken = bool(entry)
         """Whether the exit will wake it; if not, the quick sweep does."""
+        self.over = False
+        """Whether it waits no longer."""
         self.gone = False
-        self.again: Callable[[], None] | None = None
-        """Appends its request once more, where the one it waited for was taken back by its own caller."""
 
-    def resolve(self, response: bytes, *, failed: bool) -> None:
-        """Ends the wait with a reply."""
-        if not self.future.done():
-            if failed:
-                self.future.set_exception(Refused.from_error(v1.PredictResponse.FromString(response).error))
-            else:
-                self.future.set_result(response)
+    def appended(self, answer: Answer) -> None:
+        """What became of its append."""
+        self._waiters.appended(self, answer)
 
     def refuse(self, refused: Refused) -> None:
-        """Ends the wait without one."""
-        if not self.future.done():
-            self.future.set_exception(refused)
+        """Ends the wait without a reply."""
+        self._waiters.refuse(self, refused)
+
+    def cancel(self) -> None:
+        """Its caller went away: nobody needs the answer any more, unless another asked the same under the same id."""
+        self._waiters.leave(self)
 
 
 class Waiters:
@@ -81,26 +100,46 @@ class Waiters:
         self._by_id: dict[tuple[str, str], list[Waiter]] = {}
         self._channels: dict[str, str] = {}
         self._by_channel: dict[bytes, str] = {}
-        self._sweep_all = asyncio.Event()
+        self._time = asyncio.get_running_loop().time
+        self._sweep_now = asyncio.Event()
+        self._everybody = False
         self._idle = asyncio.Event()
         self.line = AsyncLine(redis_url, on_push=self._pushed, on_open=self._opened, on_lost=self._lost)
         """The connection that wakes them; who runs the gateway keeps it open."""
         self.subscribed: frozenset[str] = frozenset()
         """Models whose channel is confirmed: only these are offered."""
         self.on_gone: Callable[[Waiter], None] = lambda _waiter: None
-        """Called for a waiter whose entry was appended after its caller had gone."""
+        """Called for a waiter whose caller has gone, once its entry was appended."""
+        self.append: Callable[[Waiter], None] = lambda _waiter: None
+        """Appends a waiter's entry: once more, where the one it waited for was taken back by its own caller."""
 
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def add(self, model_id: str, request_id: str, over_at: float, entry: wire.Entry | None) -> Waiter:
+    def add(
+        self,
+        call: Call,
+        model_id: str,
+        request_id: str,
+        over_at: float,
+        entry: bytes = b"",
+        rows: int = 0,
+        state: bytes = b"",
+        bound: Bound | None = None,
+    ) -> Waiter:
         """Registers a waiter; before the append, so that no reply can come too early."""
-        waiter = Waiter(model_id, request_id, over_at, entry)
-        self._by_id.setdefault((model_id, request_id), []).append(waiter)
+        waiter = Waiter(self, call, model_id, request_id, over_at, entry, rows, state, bound)
+        key = (model_id, request_id)
+        others = self._by_id.get(key)
+        if others is None:
+            self._by_id[key] = [waiter]
+        else:
+            others.append(waiter)
         return waiter
 
     def remove(self, waiter: Waiter) -> None:
         """Forgets a waiter, whatever became of it."""
+        waiter.over = True
         key = (waiter.model_id, waiter.request_id)
         others = self._by_id.get(key)
         if others is None:
@@ -112,21 +151,42 @@ class Waiters:
             if not self._by_id:
                 self._idle.set()
 
+    def leave(self, waiter: Waiter) -> None:
+        """Forgets a waiter whose caller went away, and has its entry taken back where nobody else waits for it."""
+        if waiter.over:
+            return
+        waiter.gone = self._by_id.get((waiter.model_id, waiter.request_id)) == [waiter]
+        if waiter.gone and waiter.entry_id:
+            self.on_gone(waiter)
+        self.remove(waiter)
+
+    def refuse(self, waiter: Waiter, refused: Refused) -> None:
+        """Ends a wait without a reply."""
+        if not waiter.over:
+            self.remove(waiter)
+            waiter.call.refuse(refused, waiter.request_id)
+
+    def _reply(self, waiter: Waiter, response: bytes, *, failed: bool) -> None:
+        if waiter.over:
+            return
+        self.remove(waiter)
+        if failed:
+            error = v1.PredictResponse.FromString(response).error
+            waiter.call.refuse(Refused.from_error(error), waiter.request_id)
+        else:
+            waiter.call.reply(response)
+
     async def drain(self) -> None:
         """Returns once nobody waits."""
         while self._by_id:
             self._idle.clear()
             await self._idle.wait()
 
-    def alone(self, waiter: Waiter) -> bool:
-        """Whether nobody else waits for the same reply here."""
-        return self._by_id.get((waiter.model_id, waiter.request_id)) == [waiter]
-
     def appended(self, waiter: Waiter, answer: Answer) -> None:
         """What became of a waiter's append."""
         if isinstance(answer, Appended):
             waiter.entry_id = answer.entry_id
-            waiter.net_at = asyncio.get_running_loop().time() + NET_S
+            waiter.net_at = self._time() + NET_S
             if waiter.gone:
                 self.on_gone(waiter)
         elif isinstance(answer, Seen):
@@ -134,7 +194,7 @@ class Waiters:
             if answer.state.response:
                 self._resolve(waiter, answer.state.response)
         else:
-            waiter.refuse(answer)
+            self.refuse(waiter, answer)
 
     def offer(self, models: Iterable[str]) -> None:
         """Says which models' channels are to be listened to."""
@@ -162,31 +222,35 @@ class Waiters:
             self.subscribed |= {self._by_channel[channel]}
             if len(self.subscribed) == len(self._channels):
                 # What was published while nobody listened is read from the keys.
-                self._sweep_all.set()
+                self._everybody = True
+                self._sweep_now.set()
 
     def _wake(self, model_id: str, raw: bytes) -> None:
         for reply in wire.Replies.FromString(raw).replies:
             waiters = self._by_id.get((model_id, reply.request_id))
-            if waiters:
-                for waiter in waiters:
-                    if reply.failed and not waiter.entry_id:
-                        waiter.woken = False  # another's deadline or withdrawal is not this one's: its key says which
-                    elif reply.response:
-                        waiter.resolve(reply.response, failed=reply.failed)
-                    else:
-                        waiter.woken = False  # too large to push: the quick sweep reads its key
+            if waiters is None:
+                continue
+            response, failed = reply.response, reply.failed
+            for waiter in tuple(waiters):
+                if failed and not waiter.entry_id:
+                    waiter.woken = False  # another's deadline or withdrawal is not this one's: its key says which
+                elif response:
+                    self._reply(waiter, response, failed=failed)
+                else:
+                    waiter.woken = False  # too large to push: a sweep reads its key, at once
+                    self._sweep_now.set()
 
     def _resolve(self, waiter: Waiter, response: bytes) -> None:
-        waiter.resolve(response, failed=v1.PredictResponse.FromString(response).HasField("error"))
+        self._reply(waiter, response, failed=v1.PredictResponse.FromString(response).HasField("error"))
 
     async def sweep_forever(self) -> None:
         """The net under the wake-ups, until cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(QUICK_S):
-                    await self._sweep_all.wait()
-            everybody = self._sweep_all.is_set()
-            self._sweep_all.clear()
+                    await self._sweep_now.wait()
+            everybody, self._everybody = self._everybody, False
+            self._sweep_now.clear()
             try:
                 await self.sweep(everybody=everybody)
             except (RedisError, OSError) as error:
@@ -195,7 +259,7 @@ class Waiters:
             for waiters in list(self._by_id.values()):
                 for waiter in list(waiters):
                     if now > waiter.over_at + GRACE_S:
-                        waiter.refuse(Refused(Reason.DEADLINE_PASSED, "no reply came before the deadline"))
+                        self.refuse(waiter, Refused(Reason.DEADLINE_PASSED, "no reply came before the deadline"))
 
     async def sweep(self, *, everybody: bool = False) -> None:
         """Reads the keys of those who may have missed their wake-up."""
@@ -204,7 +268,7 @@ class Waiters:
             waiter
             for waiters in self._by_id.values()
             for waiter in waiters
-            if not waiter.future.done() and (everybody or not waiter.woken or (waiter.entry_id and now > waiter.net_at))
+            if everybody or not waiter.woken or (waiter.entry_id and now > waiter.net_at)
         ]
         for start in range(0, len(due), MOST_KEYS):
             some = due[start : start + MOST_KEYS]
@@ -220,17 +284,17 @@ class Waiters:
         try:
             state = wire.ReplyState.FromString(raw)
         except DecodeError:
-            waiter.refuse(Refused(Reason.INTERNAL, "what is stored under this request_id is no reply"))
+            self.refuse(waiter, Refused(Reason.INTERNAL, "what is stored under this request_id is no reply"))
             return
         if state.response:
             self._resolve(waiter, state.response)
 
     def _lost_first(self, waiter: Waiter) -> None:
         """The request that a duplicate or GetResult waited for was withdrawn, or its deadline passed."""
-        if waiter.future.done():
+        if waiter.over:
             return
-        if waiter.again is None:
-            waiter.resolve(b"", failed=False)
-        else:
+        if waiter.entry:
             waiter.woken = True
-            waiter.again()
+            self.append(waiter)
+        else:
+            self._reply(waiter, b"", failed=False)

@@ -61,22 +61,18 @@ class Withdrawals:
             log.warning("a withdrawal failed", model_id=model_id, entries=len(items), error=str(error))
 
     def _item(self, waiter: Waiter) -> Item:
-        entry = waiter.entry
-        assert entry is not None
+        entry = wire.Entry.FromString(waiter.entry)
         refused = Refused(Reason.WITHDRAWN, "the caller went away before a worker took the request")
         response = v1.PredictResponse(
             request_id=entry.request_id, model_id=entry.model_id, version=entry.version, error=refused.to_error()
         )
         response.user_request_timestamp.FromMicroseconds(entry.user_request_us)
-        matrix = entry.WhichOneof("rows") == "matrix"
         return Item(
             gate=b"withdraw",
             lane=1,
             entry_id=waiter.entry_id,
-            rows=entry.matrix.rows if matrix else entry.columns.rows,
-            event=event(
-                entry.SerializeToString(), response.SerializeToString(), wire.CANCELLED, INTERACTIVE, waiter.entry_id
-            ),
+            rows=waiter.rows,
+            event=event(waiter.entry, response.SerializeToString(), wire.CANCELLED, INTERACTIVE, waiter.entry_id),
             reply_ttl_s=b"",
             state=b"",
             gateway="",

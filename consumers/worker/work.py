@@ -146,7 +146,9 @@ def _column(parts: list[v1.Column]) -> np.ndarray | list[str | None]:
             for row in part.nulls:
                 texts[start + row] = None
         return texts
-    values = [value for part in parts for value in getattr(part, str(kind)).values]
+    values: list[float | int | bool] = []
+    for part in parts:
+        values += getattr(part, str(kind)).values
     return np.array(values, dtype={"doubles": np.float64, "integers": np.int64, "booleans": np.bool_}[str(kind)])
 
 

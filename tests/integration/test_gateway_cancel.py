@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.util import find_spec
 
 import anyio
 import grpc
+import numpy as np
 import pytest
 
+from gateway import waiters
 from gateway.app import Gateway
 from protos import millstream_v1_pb2 as v1
 from protos import millstream_v1_pb2_grpc as v1_grpc
@@ -18,6 +21,8 @@ from tests.conditions import eventually, eventually_async
 from tests.stage import ODD, TIMEOUT_S, GatewayProcess, Stage, ask, failure, outputs
 
 pytestmark = pytest.mark.integration
+
+ENGINES = ("grpcio", "native") if find_spec("pygrpc_native") else ("grpcio",)
 
 
 def test_a_call_cancelled_while_a_worker_computes_it_is_recorded_and_its_result_kept(
@@ -87,9 +92,11 @@ def test_who_waits_for_a_result_that_is_withdrawn_is_told_at_once(
 
 
 @asynccontextmanager
-async def running_gateway(stage: Stage) -> AsyncIterator[tuple[Gateway, v1_grpc.PredictorStub, anyio.Event]]:
+async def running_gateway(
+    stage: Stage, engine: str = "grpcio"
+) -> AsyncIterator[tuple[Gateway, v1_grpc.PredictorStub, anyio.Event]]:
     """A gateway in the test's own event loop, so that its inside can be looked at."""
-    settings = stage.settings(listen="127.0.0.1:0", engine="grpcio")
+    settings = stage.settings(listen="127.0.0.1:0", engine=engine)
     assert settings.registry_public_key is not None
     app = Gateway(settings, stage.url, settings.registry_public_key, "")
     addresses: list[str] = []
@@ -113,15 +120,27 @@ async def _true(value: bool) -> bool:
 
 
 @pytest.mark.anyio
-async def test_no_waiter_is_left_behind_whatever_became_of_its_call(stage: Stage) -> None:
-    async with running_gateway(stage) as (app, stub, _):
+async def test_a_reply_too_large_to_push_is_read_without_waiting_for_a_sweep(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiters, "QUICK_S", 3600.0)
+    rows = v1.Rows(matrix=v1.Matrix(rows=5000, float64=np.ones(5000).tobytes()))
+    async with running_gateway(stage) as (_, stub, _):
+        response = await stub.Predict(v1.PredictRequest(model_id=ODD, rows=rows), timeout=TIMEOUT_S)
+    assert list(response.columns[0].column.doubles.values) == [2.0] * 5000
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_no_waiter_is_left_behind_whatever_became_of_its_call(stage: Stage, engine: str) -> None:
+    async with running_gateway(stage, engine) as (app, stub, _):
         await asyncio.gather(*(stub.Predict(ask(ODD, 1.0), timeout=TIMEOUT_S) for _ in range(50)))
         with stage.odd.closed():
             calls = [stub.Predict(ask(ODD, 48.0), timeout=TIMEOUT_S) for _ in range(300)]
             late = [stub.Predict(ask(ODD, 49.0), timeout=0.2) for _ in range(20)]
             stream = stub.PredictStream(timeout=TIMEOUT_S)
             for number in range(50):
-                await stream.write(ask(ODD, 50.0, request_id=f"leak-{number}"))
+                await stream.write(ask(ODD, 50.0, request_id=f"leak-{engine}-{number}"))
             await eventually_async(lambda: _true(len(app.waiters) >= 350))
             for call in calls:
                 call.cancel()

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract import admission
 from contract.admission import Admission, Admitted
 from contract.errors import Reason, Refused
 from contract.request import Native, Request
@@ -250,6 +251,53 @@ def test_rows_that_fit_are_let_in_unchanged_in_every_form(data: st.DataObject) -
             assert all(
                 same(feature, item, there) for feature, item, there in zip(model.features, row, came, strict=True)
             )
+
+
+@given(st.data())
+def test_many_rows_are_decided_as_few_are(data: st.DataObject) -> None:
+    """Column by column or value by value: the same rows, bit by bit, or the same violations."""
+    model = data.draw(models())
+    known = [json_of(feature) for feature in model.features]
+    rows = data.draw(
+        st.lists(st.tuples(*[fitting(each) for each in known]).map(list), min_size=1, max_size=min(model.max_rows, 4))
+    )
+    if data.draw(st.booleans()):
+        place = data.draw(st.integers(0, model.width - 1))
+        rows[0][place] = data.draw(ANYTHING)
+    request = Request("churn", rows=rows)
+    few = decided(model, request, len(rows) + 1)
+    assert few == decided(model, request, 0)
+    if data.draw(st.booleans()):
+        sent = [column_of(list(items)) for items in zip(*rows, strict=True)]
+        if None not in sent:
+            packed = v1.Rows(columns=v1.Columns(rows=len(rows), columns=sent))  # type: ignore[arg-type]
+            request = Request("churn", packed=packed)
+            assert decided(model, request, len(rows) + 1) == decided(model, request, 0)
+
+
+def decided(model: Admission, request: Request, few: int) -> Admitted | tuple[object, ...]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(admission, "FEW_ROWS", few)
+        try:
+            answer = model.draft(request)
+            assert isinstance(answer, Admitted)
+        except Refused as refused:
+            return refused.violations
+    # NaN, which null becomes, is not equal to itself.
+    return answer._replace(rows=answer.rows.SerializeToString())  # type: ignore[arg-type]
+
+
+def column_of(items: list[Native]) -> v1.Column | None:
+    """As a caller packs it; None for what no column holds."""
+    for name, kind in (("doubles", float), ("integers", int), ("booleans", bool), ("strings", str)):
+        if all(type(item) is kind for item in items):
+            column = v1.Column()
+            try:
+                getattr(column, name).values.extend(items)
+            except (ValueError, UnicodeEncodeError):
+                return None
+            return column
+    return None
 
 
 def json_of(feature: Feature) -> dict[str, Any]:

@@ -20,6 +20,7 @@ INT = {"name": "n", "type": "int"}
 BOOL = {"name": "yes", "type": "bool"}
 TEXT = {"name": "word", "type": "string"}
 NULLABLE = {"name": "x", "type": "float", "nullable": True}
+CAPPED = {"name": "x", "type": "float", "max": 3.0, "default": 1.0}
 
 
 def ask(**form: Any) -> Request:
@@ -317,6 +318,40 @@ def test_a_matrix_checks_categories_of_numbers() -> None:
 def test_a_matrix_for_a_model_with_strings_says_to_send_columns() -> None:
     found = violations(admission(*LOAN), ask(packed=matrix(1, 1, 2, 3, 4)))
     assert found == {"rows": "this model has string features: send columns, one per feature"}
+
+
+@pytest.mark.parametrize("spec", [FLOAT, INT, BOOL, NULLABLE, CAPPED], ids=str)
+@pytest.mark.parametrize(
+    "odd", [0, 3, -0.0, 0.5, 3.5, True, None, "x", 2**53, 2**53 + 1, -(2**53) - 1, 10**400, math.nan, math.inf, 1e308]
+)
+def test_a_value_among_many_rows_is_decided_as_it_is_alone(spec: dict[str, Any], odd: Native) -> None:
+    model = admission(spec)
+    usual: Native = False if spec is BOOL else 1
+    rows = [[usual]] * 40 + [[odd]]
+    try:
+        alone = doubles(model.draft(ask(inputs=[odd])))
+    except Refused as refused:
+        expected = {f"rows[40].{violation.field}": violation.description for violation in refused.violations}
+        assert violations(model, ask(rows=rows)) == expected
+    else:
+        assert struct.pack("<d", doubles(model.draft(ask(rows=rows)))[40]) == struct.pack("<d", *alone)
+
+
+def test_many_rows_with_a_string_become_columns_of_each_features_own_type() -> None:
+    rows: list[list[Native]] = [[number, "student", True, "no"] for number in range(40)]
+    answer = admission(*LOAN).draft(ask(rows=rows))
+    assert isinstance(answer, Admitted)
+    assert isinstance(answer.rows, v1.Columns)
+    assert [column.WhichOneof("kind") for column in answer.rows.columns] == [
+        "doubles",
+        "strings",
+        "booleans",
+        "strings",
+    ]
+    assert list(answer.rows.columns[0].doubles.values) == [float(number) for number in range(40)]
+    assert list(answer.rows.columns[1].strings.values) == ["student"] * 40
+    rows[39][1] = "king"
+    assert list(violations(admission(*LOAN), ask(rows=rows))) == ["rows[39].employment"]
 
 
 def test_columns_of_numbers_become_a_matrix() -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from contract.errors import Reason, Refused
 from contract.request import Native, Request, RequestIds, native, value_of
@@ -67,6 +70,45 @@ def test_every_field_of_a_message_is_read() -> None:
     assert Request.from_bytes(message.SerializeToString()) == Request(
         "churn", "1.0.0", [25, None], {"age": 25.5}, message.rows, None, "101", "r1", True
     )
+
+
+NUMBER_LIKE = b"\x1a\x09\x09" + struct.pack("<d", 7.0)
+"""An input that is a number, as it stands in a request: here inside of a text, where it is none."""
+VALUES = st.one_of(st.floats(), st.integers(-(2**63), 2**63 - 1), st.booleans(), st.text(max_size=3), st.none())
+TEXTS = st.one_of(st.text(max_size=5), st.just(NUMBER_LIKE.decode()), st.just(NUMBER_LIKE.decode() * 20))
+MESSAGES = st.builds(
+    lambda model_id, version, inputs, request_id: v1.PredictRequest(
+        model_id=model_id, version=version, inputs=[value_of(item) for item in inputs], request_id=request_id
+    ).SerializeToString(),
+    TEXTS,
+    TEXTS,
+    st.one_of(st.lists(st.floats(), max_size=6), st.lists(VALUES, max_size=6)),
+    TEXTS,
+)
+
+
+@given(st.lists(MESSAGES, min_size=1, max_size=2))
+def test_inputs_are_the_same_however_they_are_read(parts: list[bytes]) -> None:
+    """Numbers are read where they stand, bit by bit; serialized messages may follow one another."""
+    raw = b"".join(parts)
+    expected = [native(value) for value in v1.PredictRequest.FromString(raw).inputs]
+    actual = list(Request.from_bytes(raw).inputs or ())
+    assert [_bits(item) for item in expected] == [_bits(item) for item in actual]
+
+
+@pytest.mark.parametrize("size", [0, 116, 127, 128, 129, 255, 256, 257, 300])
+@pytest.mark.parametrize("field", ["model_id", "version", "request_id"])
+def test_what_looks_like_an_input_within_a_name_is_none(field: str, size: int) -> None:
+    """Wherever it stands in it: also where a length of two bytes, taken for one, would lead to."""
+    for place in range(max(1, size - len(NUMBER_LIKE))):
+        text = ("a" * place + NUMBER_LIKE.decode()).ljust(size, "a")
+        message = v1.PredictRequest(inputs=[v1.Value(number=0.5)])
+        setattr(message, field, text)
+        assert Request.from_bytes(message.SerializeToString()).inputs == [0.5]
+
+
+def _bits(item: Native) -> tuple[type, Native | bytes]:
+    return type(item), struct.pack("<d", item) if isinstance(item, float) else item
 
 
 def test_rows_of_no_form_are_still_rows() -> None:
