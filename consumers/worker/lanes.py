@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import redis
 from redis.exceptions import ResponseError
 
+from consumers.worker.crowds import Crowds
 from contract.completion import BULK, INTERACTIVE
 from contract.connection import ensure_groups
 from contract.keys import GROUP, Keys
@@ -25,6 +26,9 @@ BLOCK_MS = 250
 QUIET_S = 0.0004
 """A read that waited longer than this found the lanes empty, so the next one waits at once instead of looking first:
 one round trip less for a single caller. It comes back sooner where more has come meanwhile, and then a pass follows."""
+
+LOOK_S = 0.0003
+"""Between two looks at who is waited for."""
 
 
 class Delivery(NamedTuple):
@@ -63,6 +67,8 @@ class Lanes:
         """Whether the last read waited, for what was not there yet."""
         self.room: Callable[[str], int] = lambda _model: settings.batch_rows
         """Rows of a model that take the target time of a batch."""
+        self.crowds = Crowds(lambda _model: 0.0)
+        """Who is waited for, of models whose calls are slow."""
         self.workers: Mapping[str, int] = {}
         """Living workers that serve each model, who share what waits; not known at first."""
 
@@ -93,7 +99,9 @@ class Lanes:
         try:
             if wait and self._quiet:
                 return self._wait(models)
-            return self._pass(models) or (self._wait(models) if wait else [])
+            while not (batches := self._pass(models)) and self.crowds.expected:
+                time.sleep(LOOK_S)
+            return batches or (self._wait(models) if wait else [])
         except ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
@@ -113,7 +121,7 @@ class Lanes:
             for step in range(len(models)):
                 place = (self._next + step) % len(models)
                 backlog = lengths[2 * place + offset]
-                if not backlog:
+                if not backlog or (lane == INTERACTIVE and self.crowds.awaits(models[place], backlog)):
                     continue
                 batches = self._read_lane(models[place], lane, backlog)
                 if batches:
@@ -127,6 +135,8 @@ class Lanes:
         share = math.ceil(backlog / max(1, self.workers.get(model_id, 1)))
         count = max(1, min(self._settings.batch_rows, self.room(model_id), share))
         stream = keys.bulk if lane == BULK else keys.requests
+        if lane == INTERACTIVE:
+            self.crowds.read(model_id, backlog)
         command = ("XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT", count, "STREAMS", stream, ">")
         answer = self._line.ask([command])[0]
         return _batches(answer, {stream: (model_id, lane)})

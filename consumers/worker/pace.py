@@ -56,6 +56,11 @@ class Pace:
         """
         return min(1 << self._size(most), most)
 
+    @property
+    def call_s(self) -> float:
+        """How long a call takes that has few rows, as far as is known."""
+        return min((row_s * (1 << size) for size, row_s in self.predict.items()), default=0.0)
+
     def _size(self, most: int) -> int:
         largest = _size_of(most)
         if not self.predict:
@@ -106,6 +111,10 @@ class Paces:
     def room(self, model_id: str) -> int:
         """Rows for the next batch of a model."""
         return self._of(model_id).room(self._most)
+
+    def call_s(self, model_id: str) -> float:
+        """How long a call of a model takes that has few rows, in seconds."""
+        return self._of(model_id).call_s
 
     def rows_per_s(self) -> dict[str, float]:
         """What the worker does when it works on one model alone."""

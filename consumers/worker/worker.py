@@ -20,6 +20,7 @@ from redis.exceptions import RedisError, ResponseError
 from consumers.model.model import LoadedModel, PredictFailed
 from consumers.model.runtime import runtime
 from consumers.worker.answers import Answers
+from consumers.worker.crowds import Crowds
 from consumers.worker.exits import Exits
 from consumers.worker.heartbeat import Heartbeat
 from consumers.worker.intake import Hydrate, Intake
@@ -68,6 +69,7 @@ class Worker:
         self._paces = Paces(settings.batch_target_ms / 1000, settings.batch_rows)
         self._tally = Tally(time.monotonic())
         self._lanes = Lanes(self._line, self._load_client, self._keys, settings, self.name)
+        self._lanes.crowds = Crowds(self._paces.call_s)
         self._lanes.room = self._paces.room
         self._leases = Leases(self._keys, settings, self.name)
         self._lone = LoneAttempts(self._line, self._keys, settings, self.name)
@@ -290,6 +292,7 @@ class Worker:
         ended = time.perf_counter()
         self._paces.learn(batch.model_id, row, predicted - began, ended - self._began)
         self._tally.add_rows(batch.model_id, row)
+        self._lanes.crowds.answered(batch.model_id)
         self._began = ended
 
     def _catalogue_changed(self) -> None:
