@@ -41,6 +41,8 @@ class Presence:
     """Hex version digests."""
     failed: Mapping[str, str] = field(default_factory=dict)
     """Hex version digest -> why it does not load."""
+    engines: Mapping[str, str] = field(default_factory=dict)
+    """Hex version digest -> what a worker computes it with: its library, or that of its compiled form."""
     rows_per_s: Mapping[str, float] = field(default_factory=dict)
     """model_id -> what the worker serves when it works on that model alone."""
     rough: tuple[str, ...] = ()
@@ -71,6 +73,7 @@ class Presence:
                 "revision": self.revision,
                 "loaded": sorted(self.loaded),
                 "failed": dict(self.failed),
+                "engines": dict(self.engines),
                 "rows_per_s": dict(self.rows_per_s),
                 "rough": list(self.rough),
                 "pid": self.pid,
@@ -104,6 +107,7 @@ class Presence:
             revision=body["revision"],
             loaded=frozenset(body["loaded"]),
             failed=body["failed"],
+            engines=body.get("engines", {}),
             rows_per_s=body["rows_per_s"],
             rough=tuple(body["rough"]),
             pid=body["pid"],

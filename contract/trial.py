@@ -26,8 +26,8 @@ MAX_HEADER_BYTES = 2**20
 MAX_VERDICT_BYTES = 2**16
 MAX_ROWS_BYTES = 2**24
 MAX_ANSWERS_BYTES = 2**23
-IDLE_S = 60.0
-"""After a trial a warden that has one registry alone waits so long for the next, and ends."""
+IDLE_S = 5.0
+"""After a trial a warden that has one registry alone waits so long for the next, and ends: it holds over 100 MB."""
 MAX_TEXT = 1000
 """Characters kept of each sentence of a verdict."""
 _MOST = 20

@@ -30,6 +30,7 @@ from contract.settings import Settings
 from contract.trust import public_key
 from gateway import engines
 from gateway.health import serving
+from gateway.models import engines_of
 from gateway.predictor import SERVICE, Predictor
 from gateway.preflight import Finding, preflight
 from gateway.waiters import Waiters
@@ -224,6 +225,7 @@ class Gateway:
         counts: Any = await client.mget(names) if names else []
         rows = {model_id: int(count or 0) for model_id, count in zip(models, counts, strict=True)}
         self.predictor.pools = pools(workers, rows)
+        self.predictor.engines = engines_of(workers)
         states = serving(self.catalog.records, workers, self._served)
         for model_id, serves in states.items():
             if serves:

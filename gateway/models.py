@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
+from contract.presence import Presence
 from contract.record import LIVE, LOADING, RETIRING, ModelRecord, Version
 from contract.request import value_of
 from protos import millstream_v1_pb2 as v1
@@ -9,8 +12,20 @@ from protos import millstream_v1_pb2 as v1
 _STATES = {LOADING: "loading", LIVE: "live", RETIRING: "retiring"}
 
 
-def model_message(record: ModelRecord, version: Version, *, whole: bool) -> v1.Model:
-    """One model by the signature of one of its versions; `whole` adds the signature's own JSON."""
+def engines_of(workers: Iterable[Presence]) -> dict[str, str]:
+    """Hex version digest -> what the workers that have loaded it compute it with, all of it where they differ."""
+    found: dict[str, set[str]] = {}
+    for worker in workers:
+        for digest, engine in worker.engines.items():
+            found.setdefault(digest, set()).add(engine)
+    return {digest: "; ".join(sorted(engines)) for digest, engines in found.items()}
+
+
+def model_message(record: ModelRecord, version: Version, engines: Mapping[str, str], *, whole: bool) -> v1.Model:
+    """One model by the signature of one of its versions; `whole` adds the signature's own JSON.
+
+    `engines` is what computes each version, by hex digest; one that no worker has loaded yet is not in it.
+    """
     signature = version.signature
     entity = signature.entity
     features = []
@@ -44,12 +59,12 @@ def model_message(record: ModelRecord, version: Version, *, whole: bool) -> v1.M
         features=features,
         outputs=[v1.OutputSpec(name=o.name, type=o.type or "", call=o.call) for o in signature.outputs],
         entity=entity.name if entity else "",
-        versions=[_version_message(record, each) for each in record.versions.values()],
+        versions=[_version_message(record, each, engines) for each in record.versions.values()],
         signature_json=version.signature_json.decode() if whole else "",
     )
 
 
-def _version_message(record: ModelRecord, version: Version) -> v1.ModelVersion:
+def _version_message(record: ModelRecord, version: Version, engines: Mapping[str, str]) -> v1.ModelVersion:
     routing = record.routing
     canary = routing.canary_basis_points / 100 if routing.canary in record.versions else 0.0
     state, share = _STATES.get(version.state, "unknown"), 0.0
@@ -67,4 +82,5 @@ def _version_message(record: ModelRecord, version: Version) -> v1.ModelVersion:
         location=version.location,
         traffic_percent=share,
         artifacts=[v1.Artifact(name=a.name, sha256=a.sha256, size=a.size) for a in version.artifacts],
+        engine=engines.get(version.digest.hex(), ""),
     )

@@ -75,6 +75,8 @@ class Predictor:
         self.draining = False
         self.pools: Mapping[str, Pool] = {}
         """How fast each model is, set by who looks at the workers; what is let in follows from it."""
+        self.engines: Mapping[str, str] = {}
+        """Hex version digest -> what computes it, set by the same."""
         waiters.on_gone = withdrawals.withdraw
         waiters.append = self._append
 
@@ -227,7 +229,11 @@ class Predictor:
     async def list_models(self, _raw: bytes, _context: Context) -> bytes:
         """Every model with a live version."""
         records = self._catalog.records.values()
-        models = [model_message(record, record.live, whole=False) for record in records if record.live is not None]
+        models = [
+            model_message(record, record.live, self.engines, whole=False)
+            for record in records
+            if record.live is not None
+        ]
         return v1.ListModelsResponse(models=models).SerializeToString()
 
     async def get_model(self, raw: bytes, context: Context) -> bytes:
@@ -236,7 +242,7 @@ class Predictor:
             request = _parsed(v1.GetModelRequest, raw)
             record = self._catalog.record(request.model_id)
             version = route(record, request.version, "", "")
-            return model_message(record, version, whole=True).SerializeToString()
+            return model_message(record, version, self.engines, whole=True).SerializeToString()
         except Exception as error:  # noqa: BLE001 - `_abort` tells refusals from faults
             await _abort(context, error, "GetModel")
 

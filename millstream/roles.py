@@ -24,6 +24,7 @@ from millstream.local.ready import notify_beat, notify_failed, notify_progress, 
 from millstream.local.state_dir import StateDir
 
 if TYPE_CHECKING:
+    from consumers.audit.heads import Keep
     from gateway.preflight import Finding
 
 log = structlog.get_logger()
@@ -33,6 +34,9 @@ ADDRESS = "address "
 
 THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 """One thread per worker: the pool is what uses the cores, and more threads change a linear model's last bits."""
+
+_LARGE = 2**20
+"""The registry hands artifacts on in chunks, and has nothing to compute with them."""
 
 
 class RoleFailed(Exception):
@@ -115,7 +119,6 @@ def sink(settings: Settings, *, accept_gap: bool = False) -> None:
     from consumers.sink.service import ListenError
     from consumers.sink.sink import run_sink
     from contract.trust import KeyUnusable
-    from millstream.keeping import keeper
     from registry.blobs import StoreUrlError
 
     set_up_log(settings, "sink")
@@ -130,13 +133,25 @@ def sink(settings: Settings, *, accept_gap: bool = False) -> None:
             stop=_stop_event(),
             accept_gap=accept_gap,
             on_alarm=notify_progress,
-            keep_segments=keeper(settings, settings.events_url) if settings.events_url else None,
-            keep_heads=keeper(settings, settings.heads_url) if settings.heads_url else None,
+            keep_segments=_keeper(settings, "events_url", settings.events_url),
+            keep_heads=_keeper(settings, "heads_url", settings.heads_url),
         )
+
+
+def _keeper(settings: Settings, name: str, url: str) -> Keep | None:
+    """None where nothing is to be kept elsewhere; `name` is the setting's. Raises StoreUrlError."""
+    from millstream.keeping import keeper
+    from registry.blobs import StoreUrlError
+
+    try:
+        return keeper(settings, url) if url else None
+    except StoreUrlError as error:
+        raise StoreUrlError(f"{name}: {error}") from None
 
 
 def registry(settings: Settings) -> None:
     """Watches the blob store until SIGTERM or SIGINT."""
+    from consumers.worker.memory import give_back_each
     from contract.trust import KeyUnusable
     from millstream.trial import NoPlaceToListen, replays, trials
     from registry.app import CannotListen, run_registry
@@ -144,6 +159,7 @@ def registry(settings: Settings) -> None:
     from registry.catalogue.catalogue import CatalogueUnusable
 
     set_up_log(settings, "registry")
+    give_back_each(_LARGE)
     state = StateDir(settings.state_dir).create()
     if not settings.store_url:
         _fail("no store is set: --store DIR or azure://container, or MILLSTREAM_STORE_URL")

@@ -20,11 +20,13 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
 
 import anyio
 import anyio.to_thread
 import grpc
+from anyio.streams.text import TextReceiveStream
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from redis.exceptions import BusyLoadingError, RedisError
 
@@ -119,7 +121,7 @@ async def running(settings: Settings, say: Say, *, accept_gap: bool = False) -> 
         _check_listen(settings.listen)
         stack.enter_context(logged_to(state.logs / "up.log", settings.log_level))
         if not settings.store_url:
-            stock = await anyio.to_thread.run_sync(_stock, state, say)
+            stock = await _stock(state, say)
             settings = settings.model_copy(update={"store_url": str(stock)})
         lifeline = stack.enter_context(Lifeline())
         sockets = lock.sockets
@@ -261,12 +263,23 @@ async def _until_serving(house: House, say: Say) -> None:
     say(f"serving   after {took:.1f} s; ask it: millstream predict {state}")
 
 
-def _stock(state: StateDir, say: Say) -> Path:
-    """The stock models in the state directory, which is ours by now."""
-    from millstream.stock import write_stock
+async def _stock(state: StateDir, say: Say) -> Path:
+    """The stock models in the state directory, which is ours by now. Raises RoleFailed.
 
+    Trained by a process of their own: what that takes would stay with this one for as long as it runs.
+    """
     models = state.path / "models"
-    write_stock(models, progress=lambda line: say(f"models    {line}"))
+    command = (sys.executable, "-m", "millstream", "stock", str(models))
+    # Ctrl-C is this process's to hear; it ends that one.
+    async with await anyio.open_process(command, stdout=DEVNULL, start_new_session=True) as training:
+        assert training.stderr is not None
+        told = ""
+        async for text in TextReceiveStream(training.stderr, errors="replace"):
+            *lines, told = (told + text).split("\n")
+            for line in lines:
+                say(f"models    {line}")
+        if await training.wait():
+            raise RoleFailed("the stock models can't be written; bring models of your own with --store DIR")
     return models
 
 

@@ -37,7 +37,7 @@ START_S = 60.0
 BREAKS = 2
 """So often a version may be on trial when the warden itself ends, before this is taken for its doing."""
 
-SLACK_S = 10.0
+SLACK_S = 3.0
 """So long before a warden of our own would end by itself another one is started."""
 
 _log = structlog.get_logger()

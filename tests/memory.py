@@ -7,25 +7,28 @@ table may be added up. What a process had at most is its peak of resident pages,
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
+import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import anyio
 import joblib
 import numpy as np
 from sklearn.ensemble import ExtraTreesClassifier
 
-from contract.settings import Settings
-from millstream.up import House, running
+from loadgen.bench.launches import role_of
+from millstream.stock import write_stock
 
 MB = 1e6
 ROWS, FEATURES, TREES = 40_000, 20, 20
 """Of the forest: about 100 MB of it."""
-REST_S = 5.0
-"""How long everything is left alone before it is measured."""
+REST_S = 10.0
+"""How long everything is left alone before it is measured: the process that tried the versions has ended by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,31 +75,44 @@ def write_forest(store: Path) -> int:
     return (folder / "model.joblib").stat().st_size
 
 
-async def measured(folder: Path, **settings: object) -> list[Reading]:
-    """Everything up, serving and at rest: each of its processes."""
+def measured(folder: Path, **settings: object) -> list[Reading]:
+    """Everything up in a process of its own, serving and at rest: each of its processes, `up` first."""
     state = Path(tempfile.mkdtemp(dir=folder))
-    told = Settings.read(state_dir=state, listen="127.0.0.1:0", **settings)
-    async with running(told, lambda _line: None) as house:
-        if not await house.serving(within_s=120):
-            raise SystemExit("it did not come to serve")
-        await anyio.sleep(REST_S)
-        return _readings(house)
+    told = {"state_dir": state, "listen": "127.0.0.1:0", **settings}
+    env = {f"MILLSTREAM_{name.upper()}": str(value) for name, value in told.items()}
+    command = [sys.executable, "-m", "millstream", "up"]
+    with subprocess.Popen(command, env={**os.environ, **env}, stderr=subprocess.PIPE, text=True) as up:
+        assert up.stderr is not None
+        try:
+            if not any(line.startswith("serving") for line in up.stderr):
+                raise SystemExit("it did not come to serve")
+            time.sleep(REST_S)
+            return [reading("up", up.pid), *_readings(up.pid)]
+        finally:
+            up.terminate()
 
 
-def _readings(house: House) -> list[Reading]:
+def _readings(up: int) -> list[Reading]:
     found = []
-    for each in house.supervisor.standings():
-        if each.pid is not None:
-            found.append(reading(each.name, each.pid))
-            found += [reading(f"{each.name}: {_name(pid)}", pid) for pid in _children(each.pid)]
+    names: Counter[str] = Counter()
+    for pid in _children(up):
+        role = role_of(Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").split("\0"))
+        name = "redis" if role == "up" else role  # the keeper, which is known by the server below it alone
+        names[name] += 1
+        name += f"-{names[name]}" if name == "worker" else ""
+        found.append(reading(name, pid))
+        found += [reading(f"{name}: {_name(each)}", each) for each in _below(pid)]
     return found
 
 
+def _below(pid: int) -> list[int]:
+    """The server that its keeper keeps, the trial of versions while there is one: children, and theirs."""
+    return [each for child in _children(pid) for each in (child, *_below(child))]
+
+
 def _children(pid: int) -> list[int]:
-    """Processes that a process started: the server that its keeper keeps, the registry's trial of versions."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
-    children = [int(word) for task in tasks for word in (task / "children").read_text().split()]
-    return [each for child in children for each in (child, *_children(child))]
+    return sorted(int(word) for task in tasks for word in (task / "children").read_text().split())
 
 
 def _name(pid: int) -> str:
@@ -113,23 +129,26 @@ def show(title: str, readings: list[Reading]) -> None:
     sys.stdout.flush()
 
 
-async def main() -> None:
+def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="memory-"))
     try:
-        show("Everything at rest, with the stock models", await measured(folder, workers=1))
+        show("At rest, with the stock models", measured(folder, workers=1))
+        write_stock(folder / "stock")
+        one = shutil.copytree(folder / "stock" / "credit_risk" / "1.0.0", folder / "one" / "credit_risk" / "1.0.0")
+        show("At rest, with one of them", measured(folder, store_url=str(one.parents[1]), workers=1))
         store = folder / "store"
         size = write_forest(store)
         forest = f"A forest of {size / MB:.0f} MB"
         for workers in (1, 2, 4):
             names = f"{workers} worker" + "s" * (workers > 1)
-            show(f"{forest}, {names}", await measured(folder, store_url=str(store), workers=workers))
-        plain = await measured(folder, store_url=str(store), workers=1, compile_models=False)
+            show(f"{forest}, {names}", measured(folder, store_url=str(store), workers=workers))
+        plain = measured(folder, store_url=str(store), workers=1, compile_models=False)
         show(f"{forest}, 1 worker, not compiled", plain)
-        left = await measured(folder, store_url=str(store), workers=4, big_model_bytes=size // 2)
+        left = measured(folder, store_url=str(store), workers=4, big_model_bytes=size // 2)
         show(f"{forest}, 4 workers, above `big_model_bytes`", left)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    anyio.run(main)
+    main()

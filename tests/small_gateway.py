@@ -192,7 +192,9 @@ def _model(name: str, features: list[dict[str, Any]]) -> v1.Model:
         features=[_spec(index, feature, name in ENTITIES) for index, feature in enumerate(features)],
         outputs=[v1.OutputSpec(name="total", type="float", call="predict")],
         entity=ENTITIES[name]["name"] if name in ENTITIES else "",
-        versions=[v1.ModelVersion(version="1.0.0", state="live", digest="ab" * 32, traffic_percent=100)],
+        versions=[
+            v1.ModelVersion(version="1.0.0", state="live", digest="ab" * 32, traffic_percent=100, engine="sums 1.0")
+        ],
         signature_json=json.dumps(content),
     )
 

@@ -12,6 +12,7 @@ import socket
 from contextlib import suppress
 from importlib import import_module
 
+from consumers.model.formats.late_pandas import late_pandas
 from consumers.trial.attempt import Attempt, Gone
 from consumers.trial.confinement import Confinement, adopt_orphans, die_with_parent, hide
 from consumers.worker.assembly import Assembly
@@ -34,7 +35,7 @@ def main(arguments: list[str]) -> None:
     hide()
     adopt_orphans()
     for name in _USUAL:
-        with suppress(ImportError):
+        with late_pandas(), suppress(ImportError):
             import_module(name)
     gc.freeze()  # so that a child's collections do not copy what it shares with this process
     limits = Confinement(float(seconds), int(memory))

@@ -120,6 +120,7 @@ class Heartbeat:
             revision=self._shelf.revision,
             loaded=self._shelf.loaded,
             failed={**self._shelf.failed, **self._shadow.failed},
+            engines=self._shelf.engines,
             rows_per_s=self._paces.rows_per_s(),
             rough=self._paces.rough(),
             pid=os.getpid(),

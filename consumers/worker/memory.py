@@ -6,6 +6,8 @@ import ctypes
 from contextlib import suppress
 
 ROOM_BYTES = 64 * 2**20
+_M_MMAP_THRESHOLD = -3
+"""Of malloc.h. https://man7.org/linux/man-pages/man3/mallopt.3.html"""
 
 
 def has_room() -> bool:
@@ -24,3 +26,13 @@ def give_back() -> None:
     """
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def give_back_each(least: int) -> None:
+    """From now on whatever has at least so many bytes goes back to the system the moment that it is freed.
+
+    glibc raises that limit by itself up to 32 MiB, so that chunks of an artifact leave holes which nobody fills. For a
+    process that computes with large arrays it would be a loss: each would be fetched from the system anew.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, least)

@@ -46,6 +46,7 @@ class Shelf:
         self._compiles = compiles
         self._slot = slot or Slot()
         self._loaded: dict[bytes, LoadedModel] = {}
+        self._engines: dict[bytes, str] = {}
         self.failed: Mapping[str, str] = {}
         """Hex digest -> why it does not load."""
         self.left: frozenset[str] = frozenset()
@@ -64,6 +65,11 @@ class Shelf:
     def loaded(self) -> frozenset[str]:
         """Hex digests."""
         return frozenset(digest.hex() for digest in self._loaded)
+
+    @property
+    def engines(self) -> dict[str, str]:
+        """Hex digest -> what computed its examples before it was put here, compiled where it could be."""
+        return {digest.hex(): engine for digest, engine in self._engines.items()}
 
     @property
     def ready(self) -> list[str]:
@@ -100,7 +106,9 @@ class Shelf:
         for digest, version in wanted.items():
             if digest not in self._loaded and digest.hex() not in failed:
                 try:
-                    self._loaded = {**self._loaded, digest: self._load(version)}
+                    model = self._load(version)
+                    self._engines = {**self._engines, digest: model.engine}
+                    self._loaded = {**self._loaded, digest: model}
                 except ArtifactOutOfReach as error:
                     whole = False
                     if version.name not in self._told:
@@ -111,6 +119,7 @@ class Shelf:
                     log.error("a version does not load", version=version.name, why=str(error))
         if self._loaded.keys() - wanted.keys():
             self._loaded = {digest: model for digest, model in self._loaded.items() if digest in wanted}
+            self._engines = {digest: self._engines[digest] for digest in self._loaded}
             give_back()
         self.failed = failed
         if whole:

@@ -23,6 +23,7 @@ from loadgen.bench.results import Cell, Results, Start
 from loadgen.bench.server import NotStarted, Server, running
 
 SETTLE_S = 8.0
+TRIAL_GONE_S = 6.0
 WARM_UP_S = 1.0
 WARM_UP_IN_FLIGHT = 64
 LOOP = 200_000
@@ -93,6 +94,9 @@ def _measure(
         with running(peer, model, python) as server:
             began = server.started_after_s
             server.settle(SETTLE_S)
+            if peer.ours:
+                # The process in which the model was tried goes away a little later.
+                time.sleep(TRIAL_GONE_S)
             rest = server.memory()
             load = min(plan.loads(peer), key=lambda load: abs(load - WARM_UP_IN_FLIGHT))
             warm = peer.generator.run(server.question, server.address, load, WARM_UP_S, scratch)

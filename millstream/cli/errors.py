@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 OK, FALSE, USAGE, REFUSED, NOT_FOUND, UNAVAILABLE, DEADLINE = 0, 1, 2, 3, 4, 5, 6
 
-_UNEXPECTED = "unexpected"
+UNEXPECTED = "unexpected"
 _SERVERS = ("gateway", "worker", "sink", "registry")
 """Whose stderr is a log: there the whole trace of a fault is worth keeping."""
 
@@ -50,7 +50,7 @@ class PlainErrors(TyperGroup):
             if _of_typer(error):
                 raise  # a usage error, which typer shows with the usage
             message, code = explained(error)
-            if ctx.params.get("debug") or (ctx.invoked_subcommand in _SERVERS and message.startswith(_UNEXPECTED)):
+            if ctx.params.get("debug") or (ctx.invoked_subcommand in _SERVERS and message.startswith(UNEXPECTED)):
                 traceback.print_exc()
             print(message, file=sys.stderr)
             raise typer.Exit(code) from None
@@ -81,7 +81,7 @@ def explained(error: Exception) -> tuple[str, int]:
     for module, name in _CANNOT_RUN:
         if module in sys.modules and isinstance(error, getattr(sys.modules[module], name)):
             return str(error), UNAVAILABLE
-    return f"{_UNEXPECTED} {type(error).__name__}: {error}; `millstream --debug …` shows where", FALSE
+    return f"{UNEXPECTED} {type(error).__name__}: {error}; `millstream --debug …` shows where", FALSE
 
 
 def _prediction_error(error: Any) -> str:

@@ -105,9 +105,12 @@ def _show_model(screen: Screen, model: v1.Model) -> None:
         title="and answers",
     )
     screen.table(
-        ("version", "state", "traffic %", "digest", "trained", "location"),
+        ("version", "state", "traffic %", "computed by", "digest", "trained", "location"),
         [
-            (each.version, each.state, each.traffic_percent, each.digest[:12], each.trained_date, each.location)
+            (
+                *(each.version, each.state, each.traffic_percent, each.engine),
+                *(each.digest[:12], each.trained_date, each.location),
+            )
             for each in model.versions
         ],
         title="versions",
@@ -132,6 +135,7 @@ def model_json(model: v1.Model) -> dict[str, Any]:
                 "version": each.version,
                 "state": each.state,
                 "digest": each.digest,
+                "engine": each.engine or None,
                 "trained_date": each.trained_date,
                 "location": each.location,
                 "traffic_percent": each.traffic_percent,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from contract.request import native
 from protos import millstream_v1_pb2 as v1
 from protos import millstream_wire_v1_pb2 as wire
+from tests.conditions import eventually
 from tests.stage import TEXT, TEXT_LENGTH, GatewayProcess, Stage, ask, named, outputs
 
 pytestmark = pytest.mark.integration
@@ -61,6 +63,19 @@ def test_get_model_tells_the_live_version_its_digest_artifacts_and_signature(
     }
     signature = json.loads(model.signature_json)
     assert [f["name"] for f in signature["expected_features"]] == ["debt_to_income_ratio", "age_years"]
+
+
+def test_each_version_shows_what_computes_it_once_a_worker_has_loaded_it(gateway: GatewayProcess) -> None:
+    """A logistic regression is computed in its compiled form, a pipeline on a DataFrame has none."""
+
+    def engines() -> dict[str, str]:
+        models = gateway.stub.ListModels(v1.ListModelsRequest(), timeout=5).models
+        return {model.model_id: model.versions[0].engine for model in models}
+
+    eventually(lambda: engines()["loan_approval"] and engines()["credit_risk"], within=10)
+    assert engines()["loan_approval"] == f"sklearn {version('scikit-learn')}"
+    model = gateway.stub.GetModel(v1.GetModelRequest(model_id="credit_risk"), timeout=5)
+    assert model.versions[0].engine == f"numpy {version('numpy')} (LogisticRegression)"
 
 
 @pytest.mark.parametrize("model_id", ["churn", "credit_risk", "loan_approval", "roi_prediction"])

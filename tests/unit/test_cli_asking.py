@@ -146,8 +146,10 @@ def test_models_are_listed_and_one_is_shown(gateway: SmallGateway) -> None:
         "index": 1, "name": "clicks", "type": "int", "required": False, "nullable": False, "hydrated": True,
         "default": 0, "min": 0.0,
     }  # fmt: skip
+    assert [each["engine"] for each in model["versions"]] == ["sums 1.0"]  # type: ignore[attr-defined]
     shown = _run(gateway, "models", "credit_risk")
     assert "an int from 18" in shown.stdout
+    assert "sums 1.0" in shown.stdout
     assert "default_probability" not in shown.stdout
     assert _run(gateway, "models", "unheard_of").exit_code == 4
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from contract.presence import Presence
 from contract.record import LIVE, LOADING, ModelRecord, Routing, Version
 from gateway.health import serving
+from gateway.models import engines_of, model_message
 from protos import millstream_wire_v1_pb2 as wire
 
 SIGNATURE = b"""{"model_id": "m", "version": "1.0.0", "trained_date": "2024-01-01", "status": "production",
@@ -40,6 +41,19 @@ def test_no_model_serves_without_workers() -> None:
 
 def test_a_model_that_is_only_loading_does_not_serve() -> None:
     assert serving({"m": record(LOADING)}, [worker("a", DIGEST)], ()) == {"m": False}
+
+
+def test_what_computes_a_version_is_what_its_workers_say_all_of_it_where_they_differ() -> None:
+    workers = [
+        Presence("worker", "a", engines={"aa": "treelite 4.8.1 (RandomForestClassifier)", "bb": "sklearn 1.9.1"}),
+        Presence("worker", "b", engines={"aa": "sklearn 1.9.1", "bb": "sklearn 1.9.1"}),
+    ]
+    expected = {"aa": "sklearn 1.9.1; treelite 4.8.1 (RandomForestClassifier)", "bb": "sklearn 1.9.1"}
+    assert engines_of(workers) == expected
+    shown = model_message(record(LOADING), record().versions["1.0.0"], {DIGEST.hex(): "sklearn 1.9.1"}, whole=False)
+    assert [(each.state, each.engine) for each in shown.versions] == [("loading", "sklearn 1.9.1")]
+    unloaded = model_message(record(LOADING), record().versions["1.0.0"], {}, whole=False)
+    assert [each.engine for each in unloaded.versions] == [""]
 
 
 def test_the_gateway_loads_no_model_library() -> None:

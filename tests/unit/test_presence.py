@@ -13,6 +13,7 @@ SHOWN = Presence(
     revision=7,
     loaded=frozenset({"aa", "bb"}),
     failed={"cc": "needs xgboost"},
+    engines={"aa": "sklearn 1.9.1", "bb": "numpy 2.4.6 (LogisticRegression)"},
     rows_per_s={"churn": 1234.5},
     served={"churn": 12.5},
     outcomes={"aa": (7, 1)},

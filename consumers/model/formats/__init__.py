@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from consumers.model.formats.late_pandas import late_pandas
 from consumers.model.formats.onnx_graph import Onnx
 from consumers.model.formats.pickle_file import Pickle
 from consumers.model.formats.refusal import UnloadableModel, hint, missing_library, said
@@ -61,7 +62,7 @@ def load_artifact(
     if suffix is None:
         raise UnloadableModel(f"{name} is of no format that can be loaded; expected {', '.join(FORMATS)}")
     try:
-        with warnings.catch_warnings(record=True) as caught:
+        with late_pandas(), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             others = {each: bytes(held) for each, held in (beside or {}).items()}
             loaded = FORMATS[suffix].load(Stored(name, bytes(content), others, threads))
