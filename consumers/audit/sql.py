@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -232,4 +233,6 @@ def _plain(message: str) -> str:
         return "only the log's tables can be read here, `events` and `gaps`: no files, extensions or other databases"
     if "configuration has been locked" in message:
         return "settings can't be changed here"
+    if found := re.match(r"Catalog Error: Table with name (.+?) does not exist!", message):
+        return f"{found[1]} does not exist: the log's tables are `events` and `gaps`"
     return message.strip()

@@ -19,7 +19,7 @@ from consumers.audit.chain import BEGINNING
 from consumers.audit.erasure import EMPTIED
 from consumers.audit.findings import MOST, Finding, Verified
 from consumers.audit.heads import Head
-from consumers.audit.log_files import LogFiles, SegmentFile, Skipped, altered
+from consumers.audit.log_files import LogFiles, SegmentFile, Skipped, altered, quoted
 from consumers.audit.manifests import beside, manifest_faults, short
 from consumers.audit.rebuild import SELECT_ROWS, RebuiltLink, Row, altered_columns, links
 from consumers.audit.segment import Segment
@@ -213,7 +213,7 @@ class _Verification:
         assert self._files.live is not None
         with LogFiles((), self._files.live).connect() as connection:
             if self._temporary:
-                connection.execute(f"SET temp_directory = '{self._temporary.replace(chr(39), chr(39) * 2)}'")
+                connection.execute(f"SET temp_directory = {quoted(self._temporary)}")
             # What was sealed after these rows were read stands in a segment already.
             after = ""
             if self._sequence:

@@ -78,17 +78,18 @@ class Sink:
         self._catalog = EventCatalog(keys)
         self._streams = EventStreams(self._reader, keys)
         self._database = EventDatabase(database)
-        self._upkeep = Upkeep(settings, self._database, keep_segments)
         self._heading = (
             Heading(self._database, keep_heads, signer, every_s=settings.heads_every_s)
             if keep_heads is not None and signer is not None
             else None
         )
+        wake = self._heading.wake if self._heading is not None else lambda: None
+        self._upkeep = Upkeep(settings, self._database, keep_segments, on_sealed=wake)
         self._erasing = Erasing(
             self._database,
             self._upkeep.sealing,
             key=lambda: signing_key(key_file),
-            on_erased=self._heading.wake if self._heading is not None else lambda: None,
+            on_erased=wake,
         )
         self._intake = EventIntake(self._database, accept_gap=accept_gap)
         self._untrimmed = dict(self._intake.positions)

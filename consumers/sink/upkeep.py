@@ -37,9 +37,17 @@ FOLDER = "events"
 class Upkeep:
     """Its threads share the database with the writer, and never hold it up."""
 
-    def __init__(self, settings: Settings, database: EventDatabase, keep: Keep | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        database: EventDatabase,
+        keep: Keep | None = None,
+        *,
+        on_sealed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._database = database
         self._keep = keep
+        self._on_sealed = on_sealed
         self._segment_rows = settings.segment_rows
         self._segment_us = int(settings.segment_seconds * 1e6)
         self._retention = Retention(settings.event_retention_days, int(settings.event_retention_bytes))
@@ -70,7 +78,10 @@ class Upkeep:
 
     def seal(self, model_id: str) -> list[Segment]:
         """Seals what is in no segment, of a model or of all. Raises Unsound, duckdb.Error, OSError."""
-        return self.sealing.seal(model_id, most_rows=self._segment_rows)
+        segments = self.sealing.seal(model_id, most_rows=self._segment_rows)
+        if segments:
+            self._on_sealed()
+        return segments
 
     def _run(self, what: str, look: Callable[[], None]) -> None:
         while not self._stop.is_set():
@@ -132,6 +143,7 @@ class Upkeep:
             self._again_at[model_id] = time.monotonic() + AGAIN_S
             self.notes = {**self.notes, model_id: text}
         else:
+            self._on_sealed()
             if model_id in self.notes:
                 self.notes = {other: text for other, text in self.notes.items() if other != model_id}
 

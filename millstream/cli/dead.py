@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from millstream.cli.errors import NOT_FOUND, REFUSED, UNAVAILABLE, USAGE, CommandFailed
-from millstream.cli.options import JsonOption, QuietOption, RedisOption, StateDirOption
+from millstream.cli.options import JsonOption, PrefixOption, QuietOption, RedisOption, StateDirOption
 from millstream.cli.place import REDIS, Place
 from millstream.cli.screen import Screen
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Dead letters: requests that could not be served, and the way back.")
 
-PrefixOption = Annotated[str, typer.Option("--prefix", help="First part of every key.", rich_help_panel="Where")]
 ModelOption = Annotated[str, typer.Option("--model", metavar="MODEL", help="Of this model only.")]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="As `millstream dead list` shows it.")]
 MaybeIdArgument = Annotated[str, typer.Argument(metavar="[ID]", help="As `millstream dead list` shows it.")]

@@ -19,14 +19,7 @@ from millstream.cli.screen import Screen
 if TYPE_CHECKING:
     from protos import millstream_v1_pb2 as v1
 
-app = typer.Typer(no_args_is_help=True, help="Query the record of every prediction that was asked for.")
-
-app.command("sql")(events_sql.sql)
-app.command("seal")(events_books.seal)
-app.command("reconcile")(events_books.reconcile)
-app.command("verify")(events_proof.verify)
-app.command("heads")(events_proof.heads)
-app.command("erase")(events_proof.erase)
+app = typer.Typer(no_args_is_help=True, help="The record of every accepted request: ask it, prove it, seal it.")
 
 _FILTER = "Filter"
 STATUSES = ("OK", "FAILED", "INVALID", "EXPIRED", "POISON", "CANCELLED", "SHADOW")
@@ -181,6 +174,14 @@ def follow(
             screen.line(event_json(event))
         else:
             screen.text("  ".join(str(cell) for cell in _row(event)))
+
+
+app.command("sql")(events_sql.sql)
+app.command("reconcile")(events_books.reconcile)
+app.command("verify")(events_proof.verify)
+app.command("heads")(events_proof.heads)
+app.command("seal")(events_books.seal)
+app.command("erase")(events_proof.erase)
 
 
 def _query(

@@ -13,10 +13,10 @@ import typer
 
 from millstream.cli.errors import FALSE, NOT_FOUND, UNAVAILABLE, CommandFailed
 from millstream.cli.log_place import EventLogOption, open_log
-from millstream.cli.options import JsonOption, QuietOption, RedisOption, StateDirOption
+from millstream.cli.options import JsonOption, PrefixOption, QuietOption, RedisOption, StateDirOption
 from millstream.cli.place import EVENT_LOG, REDIS, REGISTRY, Place, called
 from millstream.cli.registry_call import RegistryOption
-from millstream.cli.screen import Screen
+from millstream.cli.screen import Screen, some
 
 if TYPE_CHECKING:
     import redis
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 _STEP_S = 0.2
 
 ModelArgument = Annotated[str, typer.Argument(metavar="[MODEL]", help="Only this model.")]
-PrefixOption = Annotated[str, typer.Option("--prefix", help="First part of every key.", rich_help_panel="Where")]
 
 
 def seal(
@@ -66,7 +65,7 @@ def seal(
     elif sealed:
         rows = [(each.model_id, each.file, each.rows, each.size) for each in sealed]
         screen.table(("model", "file", "events", "bytes"), rows)
-    screen.note(f"{len(sealed)} segments" if sealed else "there was nothing to seal")
+    screen.note(some(len(sealed), "segment") if sealed else "there was nothing to seal")
 
 
 def reconcile(

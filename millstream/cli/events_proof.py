@@ -17,7 +17,7 @@ from millstream.cli.errors import FALSE, NOT_FOUND, REFUSED, UNAVAILABLE, USAGE,
 from millstream.cli.log_place import EventLogOption, open_log
 from millstream.cli.options import JsonOption, QuietOption, StateDirOption
 from millstream.cli.place import DEFAULT_STATE_DIR, EVENT_LOG, Place, called
-from millstream.cli.screen import Screen
+from millstream.cli.screen import Screen, some
 
 if TYPE_CHECKING:
     from consumers.audit.findings import Finding, Verified
@@ -60,8 +60,8 @@ def verify(
 ) -> None:
     """Prove that the event log is what was recorded: its chain from every column, its files, its signed heads.
 
-    Ends with 1 where anything is not as it was recorded, and says what. Works while the sink runs, and on the state
-    directory while none does.
+    Ends with 1 where anything is not as it was recorded, and says what. Works
+    while the sink runs, and on the state directory while none does.
 
     [bold]Examples[/bold]
 
@@ -72,6 +72,8 @@ def verify(
     from consumers.audit.verify import rows_of
     from consumers.audit.verify import verify as verified
 
+    if offline and (heads or key):
+        raise CommandFailed("--offline reads no heads: expected it without --heads and --key", USAGE)
     screen = Screen(as_json=as_json, quiet=quiet)
     # Before the log is read: whatever is signed by now has to be in it.
     kept = Kept() if offline else _kept(screen, state_dir, heads, key, model)
@@ -144,7 +146,7 @@ def heads(
     if not found:
         what = f"a model {model!r}" if model else "any model"
         raise CommandFailed(f"no head of {what} is in {place}", NOT_FOUND)
-    screen.note(f"{found} heads from {place}")
+    screen.note(f"{some(found, 'head')} from {place}")
 
 
 def erase(
@@ -187,13 +189,13 @@ def erase(
         if not counted.events:
             raise CommandFailed(f"the event log has no events{of_model} about that entity", NOT_FOUND)
         if not yes:
-            _ask(f"{counted.events} events{of_model} will be emptied for good. Erase them?")
+            _ask(f"{some(counted.events, 'event')}{of_model} will be emptied for good. Erase them?")
         request = v1.EraseRequest(entity_id=entity, model_id=model, reason=reason)
         erased = called(EVENT_LOG, address, lambda: stub.Erase(request, timeout=24 * 3600))
     if as_json:
         screen.line({"events": erased.events, "segments": erased.segments})
     else:
-        screen.text(f"erased {erased.events} events; {erased.segments} segments were written anew")
+        screen.text(f"erased {some(erased.events, 'event')}; segments that were written anew: {erased.segments}")
     screen.note(
         "not erased: what still waits in Redis or comes later, replies until they expire, logs, backups, and copies of "
         "segments that were made elsewhere before"
@@ -294,13 +296,12 @@ def _show(screen: Screen, found: Verified, *, offline: bool, kept: Kept) -> None
     if screen.as_json:
         screen.line({**asdict(found), "sound": found.sound})
         return
-    what = f"{found.events} events, {found.segments} segments, up to event {found.number}"
+    what = f"{some(found.events, 'event')}, {some(found.segments, 'segment')}, up to event {found.number}"
     if found.sound:
         screen.text(f"{found.model_id}: {what}: as they were recorded")
     else:
-        screen.text(
-            f"{found.model_id}: {what}: {len(found.findings) + found.more} things are not as they were recorded"
-        )
+        findings = some(len(found.findings) + found.more, "finding")
+        screen.text(f"{found.model_id}: {what}: NOT as they were recorded, {findings}")
     for finding in found.findings:
         screen.text(f"  {finding.text}")
     if found.more:
@@ -309,15 +310,15 @@ def _show(screen: Screen, found: Verified, *, offline: bool, kept: Kept) -> None
         screen.text(f"  {text}")
     if not offline and found.heads:
         rest = found.number - found.vouched_number
-        behind = f"; the {rest} events after it have no head yet" if rest > 0 else ""
+        behind = f"; {some(rest, 'event')} after it without a head yet" if rest > 0 else ""
         screen.text(
-            f"  {found.heads} signed heads agree, the newest of {moment(found.vouched_us)} up to event "
+            f"  signed heads that agree: {found.heads}, the newest of {moment(found.vouched_us)} up to event "
             f"{found.vouched_number}{behind}"
         )
     elif not offline and kept.heads:
         screen.text("  no signed head agrees with it")
     if found.heads_unchecked:
-        screen.text(f"  {found.heads_unchecked} heads are of events that retention removed or that can't be read")
+        screen.text(f"  heads of events that retention removed or that can't be read: {found.heads_unchecked}")
 
 
 def _tell(screen: Screen, model_id: str, findings: list[Finding]) -> None:
@@ -349,7 +350,7 @@ def _rows(screen: Screen) -> Iterator[tuple[Callable[[int], None], Callable[[int
 
 @contextmanager
 def _bar(screen: Screen, what: str) -> Iterator[Callable[[int, int], None]]:
-    if screen.quiet or not sys.stderr.isatty():
+    if not screen.watched:
         yield lambda _done, _all: None
         return
     from rich.console import Console

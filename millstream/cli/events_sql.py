@@ -16,7 +16,7 @@ from millstream.cli.log_place import EventLogOption, micros, open_log
 from millstream.cli.moments import moment
 from millstream.cli.options import JsonOption, QuietOption, StateDirOption
 from millstream.cli.place import Place
-from millstream.cli.screen import Screen, shown
+from millstream.cli.screen import Screen, shown, some
 
 if TYPE_CHECKING:
     from consumers.audit.log_files import LogFiles
@@ -55,12 +55,14 @@ def sql(
 ) -> None:
     """Ask the whole log with one SELECT, sealed or not, while the sink runs or not.
 
-    It runs in a process of its own, which can read the log and nothing else. Its tables are `events` and `gaps`.
+    It runs in a process of its own, which can read the log and nothing else.
+    Its tables are `events` and `gaps`; without a SELECT, their columns are shown.
 
     [bold]Examples[/bold]
 
       millstream events sql
-      millstream events sql "SELECT status, count(*) FROM events GROUP BY ALL" --json
+      millstream events sql "SELECT status, count(*) FROM events GROUP BY 1"
+      millstream events sql "FROM gaps" --json
     """
     from consumers.audit.sql import LEAST_MEMORY, Limits
 
@@ -83,7 +85,7 @@ def sql(
     for skipped in answer.skipped:
         print(skipped, file=sys.stderr)
     _show(screen, answer, as_csv=as_csv)
-    screen.note(f"{len(answer.rows)} rows" + (", and there are more (--max-rows)" if answer.cut else ""))
+    screen.note(some(len(answer.rows), "row") + (", and there are more (--max-rows)" if answer.cut else ""))
 
 
 def _answer(files: LogFiles, query: str, limits: Limits, since: datetime | None, until: datetime | None) -> Answer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -73,7 +72,7 @@ def until_interrupted(run: Callable[[asyncio.Event], Awaitable[Ran]]) -> Ran:
 @contextmanager
 def live(screen: Screen, tally: Tally, *, count: int = 0, seconds: float = 0.0) -> Iterator[Show | None]:
     """A bar on stderr, by requests or else by time, and how it goes now; nothing where nobody would see it."""
-    if screen.quiet or not sys.stderr.isatty():
+    if not screen.watched:
         yield None
         return
     from rich.console import Console, Group

@@ -91,7 +91,7 @@ def _has(files: LogFiles, model_id: str) -> bool:
 @contextmanager
 def _shown(screen: Screen) -> Iterator[Callable[[str, int], None]]:
     """What is downloaded, on a terminal."""
-    if screen.quiet or not sys.stderr.isatty():
+    if not screen.watched:
         yield lambda _name, _bytes: None
         return
     from rich.console import Console

@@ -27,6 +27,10 @@ RedisOption = Annotated[
     str,
     typer.Option("--redis-url", metavar="URL", help="Talk to this Redis instead.", rich_help_panel=_WHERE),
 ]
+PrefixOption = Annotated[
+    str,
+    typer.Option("--prefix", envvar="MILLSTREAM_PREFIX", help="First part of every key.", rich_help_panel=_WHERE),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line.", rich_help_panel=_OUTPUT)]
 QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="Nothing but results and errors.", rich_help_panel=_OUTPUT)

@@ -17,6 +17,7 @@ DEFAULT_STATE_DIR = Path("millstream-state")
 GATEWAY, REDIS, EVENT_LOG, REGISTRY = "gateway", "redis", "event_log", "registry"
 """Names of the addresses in running.json."""
 
+_REDIS_URLS = ("redis://", "rediss://", "unix://")
 _PARTS = {GATEWAY: "gateway", REDIS: "Redis", EVENT_LOG: "event log", REGISTRY: "registry"}
 
 
@@ -38,6 +39,9 @@ class Place:
         if part in named:
             if part != REDIS and not named[part].startswith("unix:") and ":" not in named[part]:
                 raise CommandFailed(f"expected HOST:PORT for the {_PARTS[part]}, got {named[part]!r}", USAGE)
+            if part == REDIS and not named[part].startswith(_REDIS_URLS):
+                wanted = "redis://HOST:PORT, rediss://HOST:PORT or unix:///path"
+                raise CommandFailed(f"--redis-url: expected {wanted}, got {named[part]!r}", USAGE)
             return named[part]
         from millstream.local.state_dir import StateDir
 

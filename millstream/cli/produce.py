@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from millstream.cli.errors import FALSE, NOT_FOUND, REFUSED, UNAVAILABLE, USAGE, CommandFailed
-from millstream.cli.options import AddressOption, JsonOption, QuietOption, RedisOption, StateDirOption
+from millstream.cli.options import AddressOption, JsonOption, PrefixOption, QuietOption, RedisOption, StateDirOption
 from millstream.cli.place import GATEWAY, REDIS, Place
 from millstream.cli.screen import Screen
 
@@ -68,9 +68,7 @@ def produce(
     most_waiting: Annotated[
         int, typer.Option("--max-waiting", metavar="N", min=1, help="Send no faster than the lane stays this short.")
     ] = 100_000,
-    prefix: Annotated[
-        str, typer.Option("--prefix", envvar="MILLSTREAM_PREFIX", help="First part of every key.")
-    ] = "ms",
+    prefix: PrefixOption = "ms",
     state_dir: StateDirOption = None,
     address: AddressOption = "",
     redis_url: RedisOption = "",
@@ -284,7 +282,7 @@ def _report(screen: Screen, file: Path, progress: Progress, bad: list[Line], *, 
 @contextmanager
 def _bars(screen: Screen, file: BulkFile, progress: Progress, waits: bool) -> Iterator[Callable[[], None]]:
     """Bars on stderr for what was sent and what is answered; none where nobody would see them."""
-    if screen.quiet or not sys.stderr.isatty():
+    if not screen.watched:
         yield lambda: None
         return
     from rich.console import Console

@@ -303,7 +303,7 @@ async def _chunks(file: Path) -> AsyncIterator[bytes]:
 @contextmanager
 def _bars(screen: Screen) -> Iterator[Progress | None]:
     """A bar on stderr for each file that is sent; none where nobody would see them."""
-    if screen.quiet or not sys.stderr.isatty():
+    if not screen.watched:
         yield None
         return
     from rich.console import Console

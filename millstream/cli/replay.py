@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from millstream.cli import replay_load
+from millstream.cli import replay_compare, replay_load
 from millstream.cli import replay_log as log
 from millstream.cli.errors import FALSE
 from millstream.cli.log_place import EventLogOption
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from consumers.replay.verdict import Tally, Verdict
 
 app = typer.Typer(no_args_is_help=True, help="Replay recorded requests: would they be answered so again?")
+app.command("compare")(replay_compare.compare)
 app.command("load")(replay_load.load)
 
 INTERRUPTED = 130
@@ -55,11 +55,13 @@ def verify(
 ) -> None:
     """Ask the version that answered again, and compare to the last bit.
 
-    Each predict call is made again as it was: the same version by its digest, the same rows in the same order, by the
-    same engine with as many threads. Where what predicts here is not what predicted then, events are told apart as
-    RUNTIME_DIFFERS, with what differs.
+    Each predict call is made again as it was: the same version by its
+    digest, the same rows in the same order, by the same engine with as many
+    threads. Where what predicts here is not what predicted then, events are
+    told apart as RUNTIME_DIFFERS, with what differs.
 
-    Models are loaded in this process, which runs their code: only those that the registry recorded.
+    Models are loaded in this process, which runs their code: only those that
+    the registry recorded.
 
     Ends with 1 where an event is DIFFERENT, with 4 where nothing was asked for that there is.
 
@@ -67,7 +69,7 @@ def verify(
 
       millstream replay verify churn --since 1h
       millstream replay verify --request-id order-1 --all
-      millstream replay verify --state-dir copy-of-state --store azure://ai-models --json
+      millstream replay verify --state-dir copy-of-state --json
     """
     screen = Screen(as_json=as_json, quiet=quiet)
     selection = log.selected(
@@ -126,7 +128,7 @@ def _run(opened: log.ReplayLog, screen: Screen, limit: int, take: Callable[[Verd
 @contextmanager
 def bar(screen: Screen, what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on stderr with events and how many a second; none where nobody would see it."""
-    if screen.quiet or not sys.stderr.isatty():
+    if not screen.watched:
         yield lambda _events: None
         return
     from rich.console import Console

@@ -21,7 +21,7 @@ from millstream.cli.events import (
     UntilOption,
     VersionOption,
 )
-from millstream.cli.log_place import open_log
+from millstream.cli.log_place import micros, open_log
 from millstream.cli.moments import moment
 from millstream.cli.place import DEFAULT_STATE_DIR, REDIS, REGISTRY, Place, called
 from millstream.cli.registry_call import ModelArgument
@@ -124,8 +124,8 @@ def selected(
         status=status.upper(),
         entity_id=entity,
         request_id=request_id,
-        since_us=_micros(first),
-        until_us=_micros(end),
+        since_us=micros(first),
+        until_us=micros(end),
         replay="*" if replay == "all" else replay,
     )
 
@@ -137,6 +137,7 @@ def open_replay(place: Place, screen: Screen, selection: Selection, *, store: st
     Raises CommandFailed where there is no log, no such model, or nothing of what is asked for.
     """
     one_thread()
+    from consumers.audit.log_files import quoted
     from consumers.replay.calls import wanted_events
 
     since = _time(selection.since_us, -SHARED)
@@ -145,7 +146,7 @@ def open_replay(place: Place, screen: Screen, selection: Selection, *, store: st
         files = stack.enter_context(open_log(place, screen, selection.model_id, since=since, until=until))
         connection = stack.enter_context(files.connect())
         if files.live is not None:
-            connection.execute(f"SET temp_directory = '{str(files.live.parent).replace(chr(39), chr(39) * 2)}'")
+            connection.execute(f"SET temp_directory = {quoted(str(files.live.parent))}")
         connection.execute("SET parquet_metadata_cache = true")
         wanted = wanted_events(connection, selection)
         if not wanted:
@@ -278,7 +279,3 @@ def _time(micros: int | None, apart: timedelta) -> datetime | None:
         return datetime.fromtimestamp(micros / 1e6, UTC) + apart
     except (OverflowError, ValueError):
         return None
-
-
-def _micros(time: datetime | None) -> int | None:
-    return None if time is None else round(time.timestamp() * 1_000_000)

@@ -150,7 +150,7 @@ def demo(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Start everything, ask it questions of every kind, show what comes back, and stop again.
+    """Start everything, ask it questions of every kind, prove the record of them, and stop again.
 
     Ends with code 1 where something did not come out as it should.
 
@@ -158,7 +158,7 @@ def demo(
 
       millstream demo
     """
-    from millstream.demo import demo as run
+    from millstream.demo.demo import demo as run
 
     _end(run(settings_of(state_dir=state_dir, workers=workers), keep=keep, as_json=as_json, quiet=quiet))
 

@@ -48,11 +48,21 @@ class Screen:
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
+    @property
+    def watched(self) -> bool:
+        """Whether anybody sees progress on stderr."""
+        return not self.quiet and sys.stderr.isatty()
+
     def console(self) -> Console:
         """stdout by way of rich."""
         from rich.console import Console
 
         return Console(width=None if sys.stdout.isatty() else _UNWRAPPED, highlight=False)
+
+
+def some(number: int, what: str) -> str:
+    """So many of them, in words: 1 event, 2,000 events."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def shown(cell: object) -> str:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from millstream.cli.errors import FALSE, UNAVAILABLE, CommandFailed
-from millstream.cli.options import AddressOption, JsonOption, QuietOption, RedisOption, StateDirOption
+from millstream.cli.errors import FALSE, UNAVAILABLE, USAGE, CommandFailed
+from millstream.cli.options import AddressOption, JsonOption, PrefixOption, QuietOption, RedisOption, StateDirOption
 from millstream.cli.place import EVENT_LOG, GATEWAY, REDIS, REGISTRY, Place
 from millstream.cli.screen import Screen
 
@@ -27,7 +27,7 @@ ROLES = ("gateway", "worker", "sink", "registry")
 
 
 def status(
-    prefix: str = typer.Option("ms", "--prefix", help="First part of every key.", rich_help_panel="Where"),
+    prefix: PrefixOption = "ms",
     state_dir: StateDirOption = None,
     address: AddressOption = "",
     redis_url: RedisOption = "",
@@ -134,7 +134,9 @@ def _address(place: Place, part: str) -> str:
         return ""
     try:
         return place.address(part)
-    except CommandFailed:
+    except CommandFailed as error:
+        if error.exit_code == USAGE:
+            raise
         return ""
 
 

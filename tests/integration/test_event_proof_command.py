@@ -118,7 +118,7 @@ def test_a_log_is_proven_sealed_and_erased_while_its_sink_runs_and_after_it(
         proven.exit_code,
         proven.stdout.splitlines()[0],
     )
-    assert "1 signed heads agree" in proven.stdout
+    assert "signed heads that agree: 1" in proven.stdout
 
     sink.stub.Seal(v1.SealRequest())
     eventually(lambda: len(names(container, f"events/{MODEL}/")) == 2, within=20)

@@ -554,3 +554,17 @@ def test_what_comes_again_after_it_was_sealed_is_not_recorded_again(
     with duckdb.connect(str(tmp_path / "events.duckdb"), read_only=True) as stopped:
         assert stopped.execute("SELECT count(*) FROM events").fetchone() == (0,)
         assert stopped.execute("SELECT count(*) FROM gaps").fetchone() == (1,)
+
+
+def test_each_seal_is_told_once_it_is_listed(tmp_path: Path) -> None:
+    """So that it is signed at once, asked for or due."""
+    told: list[int] = []
+    with Log(tmp_path, segment_rows=8) as log:
+        upkeep = Upkeep(log.settings, log.database, on_sealed=lambda: told.append(len(listed(log))))
+        log.fill(1)
+        upkeep.seal("")
+        upkeep.seal("")  # nothing is left
+        log.fill(2)
+        upkeep.look()
+        upkeep.look()
+    assert told == [2, 4]  # a file and its manifest each

@@ -274,6 +274,12 @@ def test_make_targets_that_are_named_exist(path: Path) -> None:
     assert set(named) <= targets
 
 
+def test_the_readme_links_to_every_page() -> None:
+    linked = set(re.findall(r"\]\((docs/[\w./-]+)", page("README.md")))
+    pages = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
+    assert pages - linked == set()
+
+
 def test_the_readme_lists_every_package() -> None:
     listed = {row.split("](")[0] for row in re.findall(r"^\| \[(.+?)/\]", page("README.md"), re.MULTILINE)}
     folders = {path.parent.name for path in ROOT.glob("*/__init__.py")}

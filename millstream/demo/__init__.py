@@ -1,0 +1,1 @@
+"""`millstream demo`: the main job from end to end, each step shown and checked."""
