@@ -51,7 +51,9 @@ class Fitted:
         if good is None:
             raise Unreadable("no row fits")
         order = np.array([good if row in self.wrong else row for row in range(self.rows)])
-        columns = [each[order] if isinstance(each, np.ndarray) else [each[row] for row in order] for each in self.columns]
+        columns = [
+            each[order] if isinstance(each, np.ndarray) else [each[row] for row in order] for each in self.columns
+        ]
         if not self._matrix:
             return columns
         table = np.column_stack([np.asarray(column, dtype="<f8") for column in columns])

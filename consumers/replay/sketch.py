@@ -75,6 +75,17 @@ class Sketch:
             for rank, value in zip(ranks, found, strict=True)
         ]
 
+    def sizes(self, parts: Sequence[float]) -> list[float]:
+        """The same of absolute values."""
+        values, counts = self.points()
+        if not self.count:
+            return [math.nan] * len(parts)
+        order = np.argsort(np.abs(values))
+        ends = np.cumsum(counts[order])
+        ranks = [math.ceil(part * self.count) for part in parts]
+        found: list[float] = np.abs(values)[order][np.minimum(np.searchsorted(ends, ranks), len(values) - 1)].tolist()
+        return found
+
     def histogram(self, edges: Floats) -> npt.NDArray[np.int64]:
         """How many lie in each interval; the first and the last hold what lies beyond them too."""
         values, counts = self.points()
