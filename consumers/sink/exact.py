@@ -117,19 +117,15 @@ class Gathered:
         ]
 
 
-def exact_column(
-    odd: set[int], events: Sequence[wire.Event], pieces: Sequence[bytes], *, canonical: bool
-) -> NDArray[Any] | None:
+def exact_column(odd: set[int], serialized: Sequence[bytes], pieces: Sequence[bytes]) -> NDArray[Any] | None:
     """The column `exact`: the bytes of those that are odd or in another encoding; None where there are none.
 
-    `canonical` says that the whole batch is.
+    `serialized` are the events in the canonical one.
     """
-    if not canonical:
-        serialized = [event.SerializeToString(deterministic=True) for event in events]
-        _differ(odd, serialized, pieces)
+    _differ(odd, serialized, pieces)
     if not odd:
         return None
-    column = np.full(len(events), None, dtype=object)
+    column = np.full(len(pieces), None, dtype=object)
     for row in odd:
         column[row] = pieces[row]
     return column

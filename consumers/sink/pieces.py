@@ -14,6 +14,8 @@ class Pieces(NamedTuple):
     header: bytes
     """Empty where it has none. Several of them, which no process of ours writes, are one when joined."""
     events: list[bytes]
+    plain: bool = False
+    """Whether it is one header and then events, and nothing else."""
 
 
 def cut(raw: bytes) -> Pieces:
@@ -21,6 +23,7 @@ def cut(raw: bytes) -> Pieces:
     headers: list[bytes] = []
     events: list[bytes] = []
     at, end = 0, len(raw)
+    plain = True
     try:
         while at < end:
             # An event of 128 to 16,383 bytes, which nearly all are.
@@ -29,6 +32,7 @@ def cut(raw: bytes) -> Pieces:
                 at = start + (raw[at + 1] & 127 | high << 7)
                 events.append(raw[start:at])
                 continue
+            plain = at == 0 and raw[0] == _HEADER and (raw[1] < 128 or raw[2] < 128)
             tag, at = _varint(raw, at)
             if tag in (_HEADER, _EVENT):
                 size, at = _varint(raw, at)
@@ -40,7 +44,7 @@ def cut(raw: bytes) -> Pieces:
         at = end + 1
     if at != end:
         raise ValueError("the batch ends within a field")
-    return Pieces(b"".join(headers), events)
+    return Pieces(b"".join(headers), events, plain)
 
 
 def _varint(raw: bytes, at: int) -> tuple[int, int]:

@@ -1,8 +1,10 @@
 """Events as columns: what one transaction of the sink inserts.
 
-    stream entry (n, pb)  ->  Link: a numpy array for each column  ->  many of them joined  ->  INSERT
+    stream entry (n, pb)  ->  Link: the bytes of each event, and how it is laid out
+    many of them joined   ->  a numpy array for each column  ->  INSERT
 
-Column by column and not row by row, since that is what costs least in Python and what DuckDB reads fastest.
+Column by column and not row by row, since that is what costs least in Python and what DuckDB reads fastest; and those
+of all events of a commit that are laid out alike at once, without parsing them.
 
 From a row alone the event's bytes can be built again (consumers/audit/rebuild.py). Where its columns do not give every
 byte, `exact` has them all.
@@ -10,31 +12,31 @@ byte, `exact` has them all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Self
 
 import numpy as np
-import orjson
 from google.protobuf.message import DecodeError
-from numpy.typing import NDArray
 
 from consumers.audit import chain
 from consumers.audit.canonical import PREDICTED, join_header
-from consumers.sink.exact import COMPUTED, FIRST_US, LAST_US, Gathered, exact_column
-from consumers.sink.merging import merged
-from consumers.sink.pieces import cut
-from consumers.sink.schema import TIMES, lane_name, status_name
-from consumers.sink.values import write_all_inputs, write_all_outputs
-from protos import millstream_v1_pb2 as v1
+from consumers.sink.exact import FIRST_US, LAST_US
+from consumers.sink.layout import Layout, Layouts
+from consumers.sink.parsed import Column, Columns, Names, origins, parsed_columns, texts
+from consumers.sink.pieces import Pieces, cut
+from consumers.sink.schema import COLUMNS, TIMES
+from consumers.sink.sliced import Sliced
 from protos import millstream_wire_v1_pb2 as wire
 
-Column = NDArray[Any]
+_TYPES = {
+    column.name: {"integer": np.int64, "time": np.int64, "boolean": np.bool_}.get(column.form, np.object_)
+    for column in COLUMNS
+}
+_TYPES["error_code"] = np.object_  # None where there is no error
 
-Names = Callable[[str, bytes], Sequence[str]]
-"""(model_id, version digest) -> feature names in index order; empty where they are not known."""
-
-_ORIGINS = {wire.REQUEST: "request", wire.REDIS: "redis", wire.FILE: "file", wire.DEFAULT: "default"}
+_FEW = 6
+"""So many events that are laid out alike are parsed for less than their block costs."""
 
 
 def no_names(_model_id: str, _digest: bytes) -> Sequence[str]:
@@ -48,25 +50,36 @@ class MalformedLink(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One entry of an events stream: the events of one call of the exit, as columns."""
+    """One entry of an events stream: the events of one call of the exit, of which columns can be made."""
 
     model_id: str
     entry_id: str
     number: int
     """The model's running number after this entry."""
-    events: int
     size: int
     """Bytes it had in the stream."""
-    columns: Mapping[str, Column]
-    """Without those that none of its events has."""
     header: bytes
     """As it stood in the stream."""
+    head: wire.Header
+    pieces: tuple[bytes, ...]
+    """Each event, as it stood in the stream."""
+    parsed: tuple[Layout | wire.Event, ...]
+    """How each is laid out, or what was parsed of it."""
     digests: tuple[bytes, ...]
     """Of each event, as it stood in the stream."""
+    numbers: Sequence[int]
+    names: Names = field(compare=False)
+    _columns: dict[str, Column] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def events(self) -> int:
+        return len(self.pieces)
 
     def column(self, name: str) -> Column:
         """One value for each event, None where it has none."""
-        found = self.columns.get(name)
+        if not self._columns:
+            self._columns.update(_table([self]))
+        found = self._columns.get(name)
         return np.full(self.events, None, dtype=object) if found is None else found
 
     @classmethod
@@ -79,45 +92,87 @@ class Link:
         if raw is None:
             raise MalformedLink("expected an EventBatch in field pb, got no such field")
         try:
-            batch = wire.EventBatch.FromString(raw)
-            # No column has what this version does not know.
-            batch.DiscardUnknownFields()
-            canonical = batch.SerializeToString(deterministic=True)
-            some = merged(canonical)
             pieces = cut(raw)
+            head = wire.Header.FromString(pieces.header)
+            parsed = _parsed(model_id, head, pieces) if pieces.plain else tuple(wire.EventBatch.FromString(raw).events)
         except (DecodeError, ValueError):
             raise MalformedLink(f"expected an EventBatch in field pb, got {len(raw)} bytes that are none") from None
-        if not batch.events:
+        events = pieces.events
+        if not parsed:
             raise MalformedLink("expected at least one event in field pb, got none")
-        events = list(batch.events)
-        if len(pieces.events) != len(events):
-            text = f"expected the bytes of {len(events)} events in field pb, found those of {len(pieces.events)}"
+        if len(events) != len(parsed):
+            text = f"expected the bytes of {len(parsed)} events in field pb, found those of {len(events)}"
             raise MalformedLink(text)
-        columns, odd = _columns(model_id, entry_id, batch.header, events, some, names)
-        columns["number"] = np.arange(number - len(events) + 1, number + 1, dtype=np.int64)
-        exact = exact_column(odd, events, pieces.events, canonical=canonical == raw)
-        if exact is not None:
-            columns["exact"] = exact
-        digests = tuple([chain.digest(piece) for piece in pieces.events])
-        return cls(model_id, entry_id, number, len(events), len(raw), columns, pieces.header, digests)
+        digests = tuple([chain.digest(piece) for piece in events])
+        numbers = range(number - len(events) + 1, number + 1)
+        return cls(
+            model_id, entry_id, number, len(raw), pieces.header, head, tuple(events), parsed, digests, numbers, names
+        )
 
     def without(self, rows: frozenset[int]) -> Self:
         """The same with these of its events left out."""
-        keep = np.array([row not in rows for row in range(self.events)], dtype=np.bool_)
-        columns = {name: column[keep] for name, column in self.columns.items()}
-        digests = tuple([each for row, each in enumerate(self.digests) if row not in rows])
-        return replace(self, events=self.events - len(rows), columns=columns, digests=digests)
+        keep = [row for row in range(self.events) if row not in rows]
+        return replace(
+            self,
+            pieces=tuple([self.pieces[row] for row in keep]),
+            parsed=tuple([self.parsed[row] for row in keep]),
+            digests=tuple([self.digests[row] for row in keep]),
+            numbers=[self.numbers[row] for row in keep],
+            _columns={},
+        )
 
     def numbered(self, first: int) -> Self:
         """The same with its events numbered on from `first`."""
-        numbers = np.arange(first, first + self.events, dtype=np.int64)
-        return replace(self, columns={**self.columns, "number": numbers})
+        return replace(self, numbers=range(first, first + self.events), _columns={})
 
     def after(self, before: bytes) -> bytes:
         """The chain's value after it."""
-        return chain.link(
-            before, self.entry_id, self.header, zip(self.columns["number"].tolist(), self.digests, strict=True)
-        )
+        return chain.link(before, self.entry_id, self.header, zip(self.numbers, self.digests, strict=True))
+
+
+_LAYOUTS: dict[str, Layouts] = {}
+"""By model. They are found again whatever reads the log in this process."""
+_MOST_MODELS = 256
+
+
+def _parsed(model_id: str, head: wire.Header, pieces: Pieces) -> tuple[Layout | wire.Event, ...]:
+    """How each event is laid out, or the event. Raises DecodeError."""
+    layouts = _LAYOUTS.get(model_id)
+    if layouts is None:
+        if len(_LAYOUTS) >= _MOST_MODELS:
+            _LAYOUTS.clear()
+        layouts = _LAYOUTS[model_id] = Layouts()
+    found: list[Layout | wire.Event] = []
+    number, by_size = int.from_bytes, layouts.by_size
+    strays = 0
+    for piece in pieces.events:
+        own = by_size.get(len(piece))
+        if own:
+            bits = number(piece, "big")
+            for layout in own:
+                if bits & layout.mask == layout.template:
+                    found.append(layout)
+                    break
+            else:
+                own = None
+        if not own:
+            event = wire.Event.FromString(piece)
+            strays += 1
+            found.append(event)
+            if layouts.may_learn:
+                layouts.learn(_layout(model_id, head, event, piece))
+                by_size = layouts.by_size
+    layouts.count(len(found) - strays, strays)
+    return tuple(found)
+
+
+def _layout(model_id: str, head: wire.Header, event: wire.Event, piece: bytes) -> Layout | None:
+    """None for an event that its columns do not say everything of, or that is of an unusual kind."""
+    columns = parsed_columns(model_id, head, [event], [piece], no_names)
+    if "exact" in columns:
+        return None
+    said = {name: value.tolist()[0] if isinstance(value, np.ndarray) else value for name, value in columns.items()}
+    return Layout.of(piece, event, said)
 
 
 def chained(links: Sequence[Link], before: Mapping[str, bytes]) -> tuple[list[bytes], dict[str, bytes]]:
@@ -139,10 +194,7 @@ def joined(links: Sequence[Link], first_sequence: int, chains: Sequence[bytes]) 
 
     `chains` has the chain's value after each link.
     """
-    columns = {
-        name: np.concatenate([link.column(name) for link in links])
-        for name in {name: None for link in links for name in link.columns}
-    }
+    columns = _table(links)
     for name in TIMES:
         micros = columns[name]
         columns[name] = np.where((micros > FIRST_US) & (micros < LAST_US), micros, 0)
@@ -157,6 +209,119 @@ def joined(links: Sequence[Link], first_sequence: int, chains: Sequence[bytes]) 
             exact_headers = columns.setdefault("exact_header", np.full(count, None, dtype=object))
             exact_headers[stop - 1] = link.header
     return columns
+
+
+class Part(NamedTuple):
+    """Columns of some of the events."""
+
+    places: Column
+    """Which ones, among all, in order."""
+    columns: Columns
+
+
+def _table(links: Sequence[Link]) -> dict[str, Column]:
+    """All that the entries of the stream say of their events, in order; without columns that none of them has."""
+    counts = [link.events for link in links]
+    count = sum(counts)
+    parts = _parts(links, np.repeat(np.arange(len(links)), counts))
+    heads = [link.head for link in links]
+    columns = {
+        name: _assembled(name, parts, count) for name in dict.fromkeys(n for part in parts for n in part.columns)
+    }
+    columns["number"] = np.concatenate([np.asarray(link.numbers, dtype=np.int64) for link in links])
+    columns["batch_rows"] = np.repeat(np.array([head.batch_rows for head in heads], dtype=np.int64), counts)
+    of_links = {
+        "model_id": [link.model_id for link in links],
+        "event_entry_id": [link.entry_id for link in links],
+        "worker": [head.worker for head in heads],
+        "batch_id": [head.batch_id for head in heads],
+        "engine": [head.engine for head in heads],
+        "runtime_id": [head.runtime_id for head in heads],
+    }
+    for name, values in of_links.items():
+        column = np.empty(len(links), dtype=object)
+        column[:] = [value or None for value in values]
+        columns[name] = np.repeat(column, counts)
+    return columns
+
+
+def _parts(links: Sequence[Link], link_of: Column) -> list[Part]:
+    """Events that are laid out alike together, over all links; those that are not, link by link."""
+    alike: dict[Layout, list[int]] = {}
+    rest: dict[int, dict[int, wire.Event]] = {}
+    pieces: list[bytes] = []
+    first = []
+    for which, link in enumerate(links):
+        start = len(pieces)
+        first.append(start)
+        pieces += link.pieces
+        for place, found in enumerate(link.parsed, start):
+            if isinstance(found, Layout):
+                places = alike.get(found)
+                if places is None:
+                    places = alike[found] = []
+                places.append(place)
+            else:
+                rest.setdefault(which, {})[place] = found
+    parts = []
+    for layout, places in alike.items():
+        part, strays = _part(layout, places, pieces, links, link_of) if len(places) >= _FEW else (None, places)
+        if part is not None:
+            parts.append(part)
+        for place in strays:
+            rest.setdefault(int(link_of[place]), {})[place] = wire.Event.FromString(pieces[place])
+    for which, events in rest.items():
+        link, in_order = links[which], sorted(events)
+        own = [pieces[place] for place in in_order]
+        parsed = [events[place] for place in in_order]
+        parts.append(Part(np.array(in_order), parsed_columns(link.model_id, link.head, parsed, own, link.names)))
+    return parts
+
+
+def _part(
+    layout: Layout, places: list[int], pieces: Sequence[bytes], links: Sequence[Link], link_of: Column
+) -> tuple[Part | None, list[int]]:
+    """Columns of those of these events that are sound, and the places of the others."""
+    sliced = Sliced(layout, [pieces[place] for place in places])
+    own = link_of[places]
+    predicted_us = np.array([link.head.predicted_us for link in links], dtype=np.int64)[own]
+    good = sliced.sound(predicted_us)
+    strays: list[int] = []
+    if not good.all():
+        strays = [place for place, fine in zip(places, good.tolist(), strict=True) if not fine]
+        places = [place for place, fine in zip(places, good.tolist(), strict=True) if fine]
+        if not places:
+            return None, strays
+        predicted_us, own = predicted_us[good], own[good]
+        sliced = Sliced(layout, [pieces[place] for place in places])
+    columns = sliced.columns()
+    columns["predicted_at_timestamp"] = predicted_us
+    if layout.example.entry.hydrated:
+        column = np.empty(len(places), dtype=object)
+        for which in np.unique(own).tolist():
+            link = links[which]
+            column[own == which] = origins(link.model_id, layout.example.entry, link.head.digest, link.names)
+        columns["origins"] = column
+    return Part(np.array(places), columns), strays
+
+
+def _assembled(name: str, parts: Sequence[Part], count: int) -> Column:
+    """One column, of all events."""
+    kind = _TYPES[name]
+    values = [part.columns.get(name) for part in parts]
+    first = values[0]
+    if not isinstance(first, np.ndarray):
+        if all(not isinstance(value, np.ndarray) and value == first for value in values[1:]):
+            whole: Column = np.empty(count, dtype=kind)
+            whole.fill(first)  # np.full takes the zeros from the end of a text
+            return whole
+    elif len(parts) == 1:
+        return first
+    column: Column = np.full(count, None, dtype=object) if kind is np.object_ else np.zeros(count, dtype=kind)
+    for part, value in zip(parts, values, strict=True):
+        if value is not None:
+            column[part.places] = texts([value]) if isinstance(value, str | bytes) else value
+    return column
 
 
 def _header(columns: Mapping[str, Column], start: int, stop: int) -> bytes:
@@ -184,134 +349,3 @@ def read_number(fields: Mapping[bytes, bytes]) -> int | None:
     """The running number of an entry, where it has one that a Redis counter can hold."""
     raw = fields.get(b"n", b"")
     return int(raw) if raw.isdigit() and len(raw) < 19 else None
-
-
-def _columns(
-    model_id: str, entry_id: str, header: wire.Header, events: Sequence[wire.Event], some: wire.Event, names: Names
-) -> tuple[dict[str, Column], set[int]]:
-    """All gathered columns but the numbers and `exact`; and the rows in which they do not say everything.
-
-    `some` is all events merged into one: a field that is unset in it is unset in each, so that fields which few events
-    have are read only where there are any. Reading is what costs.
-    """
-    some_entry = some.entry
-    count = len(events)
-    entries = [event.entry for event in events]
-    responses = [event.response for event in events]
-    statuses = [event.status for event in events]
-    kinds = set(statuses)
-    all_ok = kinds == {wire.OK}
-    inputs = write_all_inputs(entries)
-    outputs = write_all_outputs(responses)
-    zeros, false = np.zeros(count, np.int64), np.zeros(count, np.bool_)
-
-    def same(value: str) -> Column:
-        return np.full(count, value or None, dtype=object)
-
-    def texts(values: Sequence[str | bytes | None]) -> Column:
-        column = np.empty(count, dtype=object)
-        column[:] = values
-        return column
-
-    def integers(values: Sequence[int]) -> Column:
-        return np.array(values, dtype=np.int64)
-
-    def flags(values: Sequence[bool]) -> Column:
-        return np.array(values, dtype=np.bool_)
-
-    asked = [entry.user_request_us for entry in entries]
-    request_ids = [entry.request_id for entry in entries]
-    versions = [entry.version for entry in entries]
-    digests = [entry.digest for entry in entries]
-    one_version = set(versions) == {header.version} and set(digests) == {header.digest}
-    gathered = Gathered(
-        model_id, header, events, entries, responses, statuses, request_ids, versions, digests, asked, some
-    )
-    columns = {
-        "model_id": same(model_id),
-        "user_request_timestamp": integers(asked),
-        "inputs": texts(inputs.texts),
-        "predicted_at_timestamp": np.full(count, header.predicted_us, dtype=np.int64)
-        if kinds <= COMPUTED
-        else integers(gathered.predicted()),
-        "outputs": texts(outputs.texts),
-        "status": same("OK") if all_ok else texts([status_name(status) for status in statuses]),
-        "request_id": texts(request_ids),
-        "version": same(header.version)
-        if one_version
-        else texts([version or header.version or None for version in versions]),
-        "digest": same(header.digest.hex())
-        if one_version
-        else texts([(digest or header.digest).hex() or None for digest in digests]),
-        "lane": texts([lane_name(event.lane) for event in events]) if some.lane else same(lane_name(0)),
-        "worker": same(header.worker),
-        "deliveries": integers([event.deliveries for event in events]),
-        "admitted_timestamp": integers([entry.admitted_us for entry in entries]),
-        "delivered_timestamp": integers([event.delivered_us for event in events]),
-        "deadline_timestamp": integers([entry.deadline_us for entry in entries]) if some_entry.deadline_us else zeros,
-        "entry_id": texts([event.entry_id or None for event in events]),
-        "event_entry_id": same(entry_id),
-        "batch_id": same(header.batch_id),
-        "batch_rows": np.full(count, header.batch_rows, dtype=np.int64),
-        "batch_position": integers([event.batch_position for event in events]) if some.batch_position else zeros,
-        "rows": integers(inputs.rows),
-        "inputs_form": texts(inputs.forms),
-        "outputs_form": texts(outputs.forms),
-        "engine": same(header.engine),
-        "runtime_id": same(header.runtime_id),
-        "degraded": flags([entry.degraded for entry in entries]) if some_entry.degraded else false,
-        "packed": flags([entry.packed for entry in entries]) if some_entry.packed else false,
-        "discard_reply": flags([entry.discard_reply for entry in entries]) if some_entry.discard_reply else false,
-        "reply_ttl_s": integers([entry.reply_ttl_s for entry in entries]) if some_entry.reply_ttl_s else zeros,
-    }
-    if some_entry.entity_id:
-        columns["entity_id"] = texts([entry.entity_id or None for entry in entries])
-    if some_entry.hydrated:
-        columns["origins"] = texts([_origins(model_id, entry, header.digest, names) for entry in entries])
-        columns["hydrated"] = texts([_hydrated(entry) for entry in entries])
-    if some_entry.caller:
-        columns["caller"] = texts([entry.caller or None for entry in entries])
-    if some_entry.trace:
-        columns["trace"] = texts([entry.trace or None for entry in entries])
-    if some_entry.replay:
-        columns["replay"] = texts([entry.replay or None for entry in entries])
-    if some_entry.body_sha256:
-        columns["body_sha256"] = texts([entry.body_sha256 or None for entry in entries])
-    if some.refused_body:
-        columns["refused_body"] = texts([event.refused_body or None for event in events])
-    if some_entry.gateway:
-        columns["gateway"] = texts([entry.gateway or None for entry in entries])
-    if some.response.HasField("error"):
-        columns.update(_errors(responses))
-    return columns, gathered.odd((inputs.lossy, outputs.lossy), [columns[name] for name in TIMES])
-
-
-def _hydrated(entry: wire.Entry) -> bytes | None:
-    """The `Hydrated` fields of an entry, as bytes."""
-    hydrated = entry.hydrated
-    return wire.Entry(hydrated=hydrated).SerializeToString(deterministic=True) if hydrated else None
-
-
-def _errors(responses: Sequence[v1.PredictResponse]) -> dict[str, Column]:
-    """Why requests have no answer."""
-    reason, message, violations, code = (np.full(len(responses), None, dtype=object) for _ in range(4))
-    for row, response in enumerate(responses):
-        if response.HasField("error"):
-            error = response.error
-            reason[row], message[row], code[row] = error.reason or None, error.message or None, error.code
-            listed = [{"field": v.field, "description": v.description} for v in error.violations]
-            violations[row] = orjson.dumps(listed).decode() if listed else None
-    return {"error_reason": reason, "error_message": message, "error_violations": violations, "error_code": code}
-
-
-def _origins(model_id: str, entry: wire.Entry, digest: bytes, names: Names) -> str | None:
-    """Feature name -> where its value came from, for what the caller did not send."""
-    hydrated = entry.hydrated
-    if not hydrated:
-        return None
-    known = names(model_id, entry.digest or digest)
-    origins = {
-        known[h.index] if h.index < len(known) else str(h.index): _ORIGINS.get(h.origin, str(h.origin))
-        for h in hydrated
-    }
-    return orjson.dumps(origins).decode()
