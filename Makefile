@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off
 SOURCES := protos contract ingest gateway consumers registry loadgen millstream tests
-# Two at a time, each with servers of its own; what kills and counts has the machine to itself.
+# Two at a time, each with servers of its own; what kills and counts has the machine to itself. The gateway is tested on
+# both of its engines.
 BOTH := --numprocesses 2 --dist loadfile
 UV := uv==0.13.9
 COMPILE = .tools/lock/bin/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --generate-hashes \
@@ -21,6 +22,7 @@ demo: .venv/runtime.stamp  ## Start everything on this machine and show a predic
 
 test: .venv/dev.stamp  ## Run all tests; those whose servers are missing are skipped, in CI they fail
 	$(BIN)/python -m pytest tests/unit tests/properties tests/integration $(BOTH)
+	TEST_ENGINE=native $(BIN)/python -m pytest tests/integration/test_gateway_*.py tests/integration/test_predict_stream.py $(BOTH)
 	$(BIN)/python -m pytest tests/e2e tests/faults
 
 unit: .venv/dev.stamp  ## Run the tests that need no server, in under a minute

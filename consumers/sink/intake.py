@@ -23,7 +23,8 @@ from consumers.sink.position import (
     missing_alarm,
     missing_why,
 )
-from consumers.sink.rows import Link, MalformedLink, Names, read_number
+from consumers.sink.parsed import Names
+from consumers.sink.rows import Link, MalformedLink, read_number
 from consumers.sink.schema import COPY
 
 log = structlog.get_logger()

@@ -156,9 +156,13 @@ class Filter:
         return Statement(sql, list(self.parameters))
 
     def distinct(self, source: str) -> Statement:
-        """How many different requests match."""
-        sql = f"SELECT count(DISTINCT (model_id, request_id)) FROM {source}{_where(self.conditions)}"  # noqa: S608
-        return Statement(sql, list(self.parameters))
+        """How many different requests match, told apart by 64 bits.
+
+        Comparing the ids themselves takes three times as long. That two of 10,000,000 fall together, and one is counted
+        too few, has a chance of 1 in 300,000.
+        """
+        groups = f"SELECT 1 FROM {source}{_where(self.conditions)} GROUP BY hash(model_id, request_id)"  # noqa: S608
+        return Statement(f"SELECT count(*) FROM ({groups})", list(self.parameters))  # noqa: S608
 
 
 def _where(conditions: Sequence[str]) -> str:
