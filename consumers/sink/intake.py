@@ -8,6 +8,7 @@ from dataclasses import replace
 import structlog
 
 from consumers.sink.database import Batch, EventDatabase
+from consumers.sink.parsed import Names
 from consumers.sink.position import (
     ANOTHER_WHY,
     BEHIND_WHY,
@@ -23,7 +24,6 @@ from consumers.sink.position import (
     missing_alarm,
     missing_why,
 )
-from consumers.sink.parsed import Names
 from consumers.sink.rows import Link, MalformedLink, read_number
 from consumers.sink.schema import COPY
 
