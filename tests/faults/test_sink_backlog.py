@@ -53,7 +53,8 @@ def test_a_backlog_is_drained_whole_though_the_sink_dies_on_the_way(
     assert stream.length == ENTRIES
     with Sinks(redis_url, prefix, tmp_path) as sinks:
         for point in ("before commit", "after commit", "after trim"):
-            sinks.killed(Life(point, time=2))
+            # At its first pass: how many commits a backlog takes is the machine's affair.
+            sinks.killed(Life(point))
             [(number,)] = select(sinks.database, "SELECT coalesce(max(number), 0) FROM positions")
             # Never less than what is not committed.
             assert stream.length >= ENTRIES - number // ENTRY_EVENTS
