@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,7 @@ def running(peer: Peer, model: BenchModel, python: Path) -> Iterator[Server]:
     Raises NotStarted.
     """
     with tempfile.TemporaryDirectory(prefix=f"bench-{peer.name}-", ignore_cleanup_errors=True) as name:
-        place = Place(python, Path(name), *_free_ports())
+        place = Place(python, Path(name), *free_ports(2))
         launch = peer.launch(place, model)
         log = place.folder / "server.log"
         began = time.monotonic()
@@ -193,8 +193,10 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def _free_ports() -> tuple[int, int]:
-    with socket.socket() as first, socket.socket() as second:
-        for probe in (first, second):
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nothing listens on just now, each another one."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
             probe.bind(("127.0.0.1", 0))
-        return first.getsockname()[1], second.getsockname()[1]
+        return [probe.getsockname()[1] for probe in probes]

@@ -27,7 +27,7 @@ def main() -> int:
         prog="python -m loadgen.growth",
         description="Measures what throughput and latency become with more of each: "
         f"{', '.join(AXES)}. Needs Debian's package nghttp2-client (h2load), and a machine that does nothing else; "
-        "about 8 minutes.",
+        "about 5 minutes.",
     )
     parser.add_argument("--only", metavar="NAME,…", default=",".join(AXES), help="what grows (default: all)")
     parser.add_argument("--seconds", type=float, default=4.0, help="how long each point is measured (default: 4)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import tempfile
 import threading
@@ -28,7 +27,7 @@ from loadgen.bench.launches import Launch, Place, state_dir
 from loadgen.bench.models import OUTPUT, BenchModel
 from loadgen.bench.peers import PEERS, Peer
 from loadgen.bench.questions import Question
-from loadgen.bench.server import Server, running
+from loadgen.bench.server import Server, free_ports, running
 from loadgen.growth.points import Axis, Point
 from loadgen.push import push
 from protos import millstream_v1_pb2 as v1
@@ -188,7 +187,7 @@ def _more_gateways(server: Server, count: int) -> Iterator[list[str]]:
     """Their addresses."""
     argv = [str(own_python()), "-m", "millstream", "gateway", "--redis-url", server.addresses()["redis"]]
     argv += ["--state-dir", str(state_dir(server.place.folder))]
-    addresses = [f"127.0.0.1:{port}" for port in _ports(count)]
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(count)]
     children = []
     try:
         for address in addresses:
@@ -202,17 +201,6 @@ def _more_gateways(server: Server, count: int) -> Iterator[list[str]]:
             child.terminate()
         for child in children:
             child.wait(20)
-
-
-def _ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 def _until_answered(question: Question, address: str, within: float = 30.0) -> None:
