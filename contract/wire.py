@@ -25,6 +25,17 @@ _recent = lru_cache(maxsize=64)(_varint)
 """Times that a whole batch shares."""
 
 
+class _Sizes(dict[int, bytes]):
+    """Lengths as varints; those of small parts are kept."""
+
+    def __missing__(self, size: int) -> bytes:
+        return _varint(size)
+
+
+SIZE = _Sizes(enumerate(_SMALL))
+"""What stands in front of a part of so many bytes. Looked up where a call would take longer than the joining."""
+
+
 def varint(number: int) -> bytes:
     """An unsigned integer, or a negative int64 as its two's complement, in base 128."""
     if 0 <= number < 2048:
@@ -52,8 +63,7 @@ def tag_bytes(field: int) -> bytes:
 
 def length_delimited(tag: bytes, payload: bytes) -> bytes:
     """One bytes, string or message field, from its tag and its serialized payload."""
-    size = len(payload)
-    return b"".join((tag, _SMALL[size] if size < 2048 else varint(size), payload))
+    return b"".join((tag, SIZE[len(payload)], payload))
 
 
 def varint_field(field: int, number: int) -> bytes:

@@ -8,7 +8,7 @@ import redis.asyncio
 import structlog
 from redis.exceptions import RedisError
 
-from contract.completion import INTERACTIVE, Item, event, exit_calls, header
+from contract.completion import INTERACTIVE, Item, Way, event, exit_calls, header
 from contract.connection import run_async
 from contract.errors import Reason, Refused
 from contract.keys import Keys
@@ -54,8 +54,8 @@ class Withdrawals:
         head = header(wire.Header(model_id=model_id, worker=self._gateway))
         items = [self._item(waiter) for waiter in waiters]
         try:
-            for names, arguments in exit_calls(self._keys.model(model_id), head, items):
-                await run_async(self._client, EXIT, names, arguments)
+            for call in exit_calls(self._keys.model(model_id), head, items):
+                await run_async(self._client, EXIT, call.keys, call.arguments)
         except (RedisError, OSError) as error:
             # The entries stay: a worker finds their callers gone or their deadlines passed.
             log.warning("a withdrawal failed", model_id=model_id, entries=len(items), error=str(error))
@@ -68,15 +68,10 @@ class Withdrawals:
         )
         response.user_request_timestamp.FromMicroseconds(entry.user_request_us)
         return Item(
-            gate=b"withdraw",
-            lane=1,
+            way=Way(b"withdraw", 1, waiter.rows),
             entry_id=waiter.entry_id,
-            rows=waiter.rows,
             event=event(waiter.entry, response.SerializeToString(), wire.CANCELLED, INTERACTIVE, waiter.entry_id),
-            reply_ttl_s=b"",
             state=b"",
-            gateway="",
             wake=b"",
-            dead=b"",
             request_id=entry.request_id,
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 import redis
 
-from contract.completion import BULK, INTERACTIVE, Item, done_state, event, exit_calls, header, pending_state, wake
+from contract.completion import BULK, INTERACTIVE, Item, Way, done_state, event, exit_calls, header, pending_state, wake
 from contract.connection import Argument, ensure_groups, run
 from contract.keys import GROUP, ORPHANS, Keys
 from contract.scripts import CLAIM_IDS, ENTRANCE, EXIT, FORGET, GIVE_BACK, HAND_OVER, RENEW, RETRY
@@ -68,8 +68,8 @@ class ModelLanes:
         """The exit, in as many calls as it takes."""
         raw = header(head or wire.Header(model_id=self.model_id))
         answers: list[int] = []
-        for names, arguments in exit_calls(self.keys, raw, items):
-            answers += run(self.client, EXIT, names, arguments)
+        for call in exit_calls(self.keys, raw, items):
+            answers += call.completed(run(self.client, EXIT, call.keys, call.arguments))
         return answers
 
     def abandon(self, *ids: bytes, consumer: str = "w1", lane: wire.Lane = INTERACTIVE) -> None:
@@ -181,47 +181,44 @@ def finish(entry_id: bytes, request_id: str, *, lane: wire.Lane = INTERACTIVE, *
     """How a worker completes one row that was answered."""
     answer = response(request_id)
     one = Item(
-        gate=b"finish",
-        lane=2 if lane == BULK else 1,
+        way=Way(b"finish", 2 if lane == BULK else 1, 1, 60, "g1"),
         entry_id=entry_id,
-        rows=1,
         event=event(entry(request_id), answer, wire.OK, lane, entry_id, 1_700_000_000_000_000, 1, 0),
-        reply_ttl_s=60,
         state=done_state(BODY, lane, entry_id, answer),
-        gateway="g1",
         wake=wake(request_id.encode(), answer, failed=False),
-        dead=b"",
         request_id=request_id,
     )
-    return one._replace(**changes)
+    return _changed(one, changes)
 
 
 def withdraw(entry_id: bytes, request_id: str, **changes: Any) -> Item:
     """How a gateway takes back what its caller does not wait for any more."""
     one = finish(entry_id, request_id)._replace(
-        gate=b"withdraw",
+        way=Way(b"withdraw", 1),
         event=event(entry(request_id), response(request_id), wire.CANCELLED, INTERACTIVE, entry_id),
-        reply_ttl_s=b"",
         state=b"",
-        gateway="",
         wake=b"",
     )
-    return one._replace(**changes)
+    return _changed(one, changes)
 
 
 def copy(entry_id: bytes, request_id: str, *, lane: wire.Lane = INTERACTIVE, **changes: Any) -> Item:
     """How a worker lets go of what a shadow made of an entry that left before."""
     answer = response(request_id)
     one = finish(entry_id, request_id, lane=lane)._replace(
-        gate=b"copy",
-        rows=0,
+        way=Way(b"copy", 2 if lane == BULK else 1, rows=0),
         event=event(entry(request_id), answer, wire.SHADOW, lane, entry_id, 1_700_000_000_000_000, 1, 0),
-        reply_ttl_s=b"",
         state=b"",
-        gateway="",
         wake=b"",
     )
-    return one._replace(**changes)
+    return _changed(one, changes)
+
+
+def _changed(one: Item, changes: dict[str, Any]) -> Item:
+    """The same with other values, of its own or of its way."""
+    way = {name: value for name, value in changes.items() if name in Way._fields}
+    own = {name: value for name, value in changes.items() if name not in way}
+    return one._replace(way=one.way._replace(**way), **own)
 
 
 def _flat(entries: Sequence[Any]) -> Sequence[Any]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from consumers.model.model import OutputColumn
-from contract.wire import length_delimited, map_order, tag_bytes, timestamp, varint
+from contract.wire import SIZE, length_delimited, map_order, tag_bytes, timestamp, varint
 from protos import millstream_v1_pb2 as v1
 
 _REQUEST_ID, _MODEL_ID, _VERSION = tag_bytes(1), tag_bytes(2), tag_bytes(3)
@@ -26,25 +26,35 @@ class Answers:
         self._model = length_delimited(_MODEL_ID, model_id.encode()) + length_delimited(_VERSION, version.encode())
         self._predicted = length_delimited(_PREDICTED_TIME, timestamp(predicted_us))
         self._columns = columns
-        self._cells: list[list[bytes]] | None = None
+        self._predictions: list[bytes] | None = None
 
     def response(
         self, request_id: bytes, start: int, rows: int, user_request_us: int, *, packed: bool, degraded: bool
     ) -> bytes:
         """A serialized PredictResponse for `rows` rows of the call from row `start`."""
-        parts = [length_delimited(_REQUEST_ID, request_id), self._model]
-        if not packed:
-            if self._cells is None:
-                in_order = sorted(self._columns, key=lambda column: map_order(column.name))
-                self._cells = [_cells(column) for column in in_order]
-            for row in range(start, start + rows):
-                parts.append(length_delimited(_PREDICTION, b"".join([cells[row] for cells in self._cells])))
-        parts += (length_delimited(_USER_TIME, timestamp(user_request_us)), self._predicted)
+        predictions = columns = b""
         if packed:
-            parts += [length_delimited(_COLUMN, _packed(column, start, rows)) for column in self._columns]
-        if degraded:
-            parts.append(_DEGRADED)
-        return b"".join(parts)
+            columns = b"".join([length_delimited(_COLUMN, _packed(column, start, rows)) for column in self._columns])
+        else:
+            if self._predictions is None:
+                self._predictions = _predictions(self._columns)
+            one = self._predictions
+            predictions = one[start] if rows == 1 else b"".join(one[start : start + rows])
+        asked = timestamp(user_request_us)
+        return b"".join(
+            (
+                *(_REQUEST_ID, SIZE[len(request_id)], request_id, self._model, predictions),
+                *(_USER_TIME, SIZE[len(asked)], asked, self._predicted, columns),
+                _DEGRADED if degraded else b"",
+            )
+        )
+
+
+def _predictions(columns: Sequence[OutputColumn]) -> list[bytes]:
+    """For each row the `predictions` field of a PredictResponse."""
+    cells = [_cells(column) for column in sorted(columns, key=lambda column: map_order(column.name))]
+    rows = cells[0] if len(cells) == 1 else map(b"".join, zip(*cells, strict=True))
+    return [b"".join((_PREDICTION, SIZE[len(row)], row)) for row in rows]
 
 
 def _cells(column: OutputColumn) -> list[bytes]:

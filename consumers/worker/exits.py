@@ -45,11 +45,11 @@ class Exits:
         """
         self._stamp(head)
         completed: list[int] = []
-        for names, arguments in exit_calls(self._keys.model(model_id), header(head), items):
+        for call in exit_calls(self._keys.model(model_id), header(head), items):
             pause = FIRST_PAUSE_S
             while True:
                 try:
-                    completed += self._line.run(EXIT, names, arguments)
+                    completed += call.completed(self._line.run(EXIT, call.keys, call.arguments))
                     break
                 except LOST as error:
                     self.breaks += 1
@@ -69,8 +69,8 @@ class Exits:
         Raises ResponseError where Redis refuses, what LOST names where it does not answer.
         """
         self._stamp(head)
-        for names, arguments in exit_calls(self._keys.model(model_id), header(head), items):
-            self._line.run(EXIT, names, arguments)
+        for call in exit_calls(self._keys.model(model_id), header(head), items):
+            self._line.run(EXIT, call.keys, call.arguments)
 
     def _stamp(self, head: wire.Header) -> None:
         self._batches += 1

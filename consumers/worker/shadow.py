@@ -29,7 +29,7 @@ from consumers.worker.shelf import Shelf
 from consumers.worker.work import Work, answered, rows_of_entries
 from contract.catalog import Catalog
 from contract.clock import now_us
-from contract.completion import Item
+from contract.completion import Item, Way
 from contract.connection import LOST
 from contract.errors import Reason, Refused
 from contract.keys import Keys
@@ -286,9 +286,7 @@ def rest_s(seconds: float, target_s: float) -> float:
 
 def _copies(items: Iterable[Item]) -> list[Item]:
     """As they leave: what was completed is not completed again, and nobody is told."""
-    return [
-        item._replace(gate=COPY, rows=0, reply_ttl_s=b"", state=b"", gateway="", wake=b"", dead=b"") for item in items
-    ]
+    return [item._replace(way=Way(COPY, item.way.lane, rows=0), state=b"", wake=b"") for item in items]
 
 
 def _split(field: Any) -> tuple[str, str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
 from consumers.model.model import Rows
 from consumers.worker.answers import Answers
-from contract.completion import BULK, INTERACTIVE, Item, done_state, event, wake
+from contract.completion import BULK, INTERACTIVE, Item, Way, done_state, event, wake
 from contract.errors import Refused
 from contract.record import Version
 from contract.settings import Settings
@@ -56,12 +57,10 @@ class Work:
             ttl = settings.reply_ttl_bulk_s
         else:
             ttl = entry.reply_ttl_s or settings.reply_ttl_s
-        request_id = entry.request_id
+        request_id, gateway = entry.request_id, entry.gateway
         return Item(
-            FINISH,
-            2 if lane == BULK else 1,
+            _way(lane, self.rows, ttl, gateway, self.dead),
             entry_id,
-            self.rows,
             event(
                 self.raw,
                 response,
@@ -73,11 +72,8 @@ class Work:
                 position,
                 self.refused_body,
             ),
-            ttl,
             b"" if ttl == b"" else done_state(entry.body_sha256, lane, entry_id, response),
-            entry.gateway,
-            wake(request_id.encode(), response, failed=failed) if entry.gateway else b"",
-            self.dead.encode(),
+            wake(request_id.encode(), response, failed=failed) if gateway else b"",
             request_id,
         )
 
@@ -90,6 +86,11 @@ class Work:
         if entry.user_request_us:
             response.user_request_timestamp.FromMicroseconds(entry.user_request_us)
         return self.finish(response.SerializeToString(), settings, status, failed=True)
+
+
+@lru_cache(maxsize=64)
+def _way(lane: wire.Lane, rows: int, ttl: int | bytes, gateway: str, dead: str) -> Way:
+    return Way(FINISH, 2 if lane == BULK else 1, rows, ttl, gateway, dead.encode())
 
 
 def parts(works: Sequence[Work], most: int) -> Iterator[list[Work]]:

@@ -3,19 +3,30 @@
 --
 -- KEYS  1 requests, 2 bulk, 3 events, 4 counts, 5 rows of requests, 6 rows of bulk, 7 crashes, 8 dead letters,
 --       9 lone attempt, then one reply key for each item
--- ARGV  1 group, 2 prefix of the replies channels, 3 the events' header, then for each item
---       gate ('finish', 'withdraw' or 'copy'), lane (1 or 2), entry id, rows, event,
---       seconds the reply is kept ('' deletes it), state with the reply, gateway ('' wakes nobody), wake,
---       reason of the dead letter ('' for none)
--- Answers for each item 1 where this call completed it, 0 where somebody else had.
+-- ARGV  1 group, 2 prefix of the replies channels, 3 the events' header, then runs of items that leave in the same way:
+--       gate ('finish', 'withdraw' or 'copy'), lane (1 or 2), rows, seconds the reply is kept ('' deletes it),
+--       gateway ('' wakes nobody), reason of the dead letter ('' for none), how many items,
+--       their events joined, their wakes joined, then the id of each, then the state with the reply of each
+--       ('' where it is not kept)
+-- Answers for each item 1 where this call completed it, 0 where somebody else had; nothing where it completed all.
 --
--- The gate is what makes a redelivered entry one reply and one event: only the call whose XACK answers 1 goes on.
+-- The gate is what makes a redelivered entry one reply and one event. Of a run whose entries are all held, all pass.
+-- Where only some are, those pass that still stand in the lane: whoever completed the others has deleted them.
 -- A copy, of an entry that left before, touches nothing but events and counts: it always passes and wakes nobody.
-local WIDTH = 10
-local items = (#ARGV - 3) / WIDTH
+--
+-- What is the same for all, or goes on as it came, is one argument for all: each costs more than its bytes.
+local HEAD = 9
 -- So many ids can be passed to one call: more would fail when there are writes already.
 local MOST = 4096
-if items ~= math.floor(items) or items > MOST or #KEYS ~= 9 + items then
+local items, last = 0, 3
+while last + HEAD < #ARGV do
+  local count = tonumber(ARGV[last + 7])
+  if not count or count < 1 then
+    break
+  end
+  items, last = items + count, last + HEAD + 2 * count
+end
+if last ~= #ARGV or items > MOST or #KEYS ~= 9 + items then
   return redis.error_reply('ERR exit: ' .. #KEYS .. ' keys and ' .. #ARGV .. ' arguments do not fit together')
 end
 redis.call('XLEN', KEYS[1])
@@ -28,76 +39,117 @@ local crashes = redis.call('HLEN', KEYS[7])
 redis.call('XLEN', KEYS[8])
 local lone = redis.call('GET', KEYS[9])
 
-local group, answers, events, rows, wakes, copies = ARGV[1], {}, {}, {0, 0}, {}, 0
--- Deleted all at once at the end: each call of a command costs more than what it does for one entry.
-local finished = {{}, {}}
+local group = ARGV[1]
+local answers, events, rows, wakes, left, copies = {}, {}, {0, 0}, {}, 0, 0
 
-for item = 1, items do
-  local a = 3 + (item - 1) * WIDTH
-  local lane, id = tonumber(ARGV[a + 2]), ARGV[a + 3]
-  local stream, passed = KEYS[lane], false
-  -- Crashes and the lone attempt: an id of one lane may be one of the other too.
-  local mark = lane == 1 and id or 'bulk ' .. id
-  if ARGV[a + 1] == 'copy' then
-    answers[item] = 1
-    events[#events + 1] = ARGV[a + 5]
-    copies = copies + 1
-  elseif ARGV[a + 1] == 'finish' then
-    passed = redis.call('XACK', stream, group, id) == 1
-    if passed then
-      if ARGV[a + 10] ~= '' then
-        local entry = redis.call('XRANGE', stream, id, id)[1]
-        -- One name for each process that ended with it.
-        local _, ended = string.gsub(redis.call('HGET', KEYS[7], mark) or '', '%S+', '')
-        redis.call('XADD', KEYS[8], '*', 'reason', ARGV[a + 10], 'entry_id', id, 'lane', lane == 1 and 'requests' or 'bulk',
-          'crashes', ended,
-          'field', entry and entry[2][1] or '', 'body', entry and entry[2][2] or '')
-      end
-      finished[lane][#finished[lane] + 1] = id
-    end
-  else
-    -- Without a group nobody can have read it.
-    local held = redis.pcall('XPENDING', stream, group, id, id, 1)
-    passed = (held.err or #held == 0) and redis.call('XDEL', stream, id) == 1
+-- Which of a run's entries this call completes: all (true), none (false), or a table by place.
+local function passes(gate, stream, ids)
+  if gate == 'copy' then
+    return true
   end
-  if passed then
-    answers[item] = 1
-    local reply = KEYS[9 + item]
-    if ARGV[a + 6] == '' then
-      redis.call('DEL', reply)
-    else
-      redis.call('SET', reply, ARGV[a + 7], 'EX', ARGV[a + 6])
+  local passed = {}
+  if gate == 'withdraw' then
+    for place, id in ipairs(ids) do
+      -- Without a group nobody can have read it.
+      local held = redis.pcall('XPENDING', stream, group, id, id, 1)
+      passed[place] = (held.err or #held == 0) and redis.call('XDEL', stream, id) == 1
     end
-    events[#events + 1] = ARGV[a + 5]
-    rows[lane] = rows[lane] + tonumber(ARGV[a + 4])
-    if crashes > 0 then
-      redis.call('HDEL', KEYS[7], mark)
+    return passed
+  end
+  local acked = redis.call('XACK', stream, group, unpack(ids))
+  if acked == 0 or acked == #ids then
+    return acked > 0
+  end
+  for place, id in ipairs(ids) do
+    -- Only the first time, where one stands here twice.
+    passed[place] = not passed[id] and #redis.call('XRANGE', stream, id, id) == 1
+    passed[id] = true
+  end
+  return passed
+end
+
+-- Messages that were joined, apart again: a tag of one byte, the length in base 128, the rest.
+local function apart(joined, passed)
+  local at, kept, place = 1, {}, 0
+  while at <= #joined do
+    local size, shift, next = 0, 1, at + 1
+    local byte = string.byte(joined, next)
+    while byte > 127 do
+      size, shift, next = size + (byte - 128) * shift, shift * 128, next + 1
+      byte = string.byte(joined, next)
     end
-    if lone == mark then
-      redis.call('DEL', KEYS[9])
+    next = next + size + byte * shift
+    place = place + 1
+    if passed[place] then
+      kept[#kept + 1] = string.sub(joined, at, next)
     end
-    local gateway = ARGV[a + 8]
+    at = next + 1
+  end
+  return table.concat(kept)
+end
+
+local function bury(stream, lane, id, mark, reason)
+  local entry = redis.call('XRANGE', stream, id, id)[1]
+  -- One name for each process that ended with it.
+  local _, ended = string.gsub(redis.call('HGET', KEYS[7], mark) or '', '%S+', '')
+  redis.call('XADD', KEYS[8], '*', 'reason', reason, 'entry_id', id, 'lane', lane == 1 and 'requests' or 'bulk',
+    'crashes', ended,
+    'field', entry and entry[2][1] or '', 'body', entry and entry[2][2] or '')
+end
+
+local a, reply = 3, 9
+while a < #ARGV do
+  local gate, lane, each, seconds, gateway, reason = unpack(ARGV, a + 1, a + 6)
+  local count, joined, wake = tonumber(ARGV[a + 7]), ARGV[a + 8], ARGV[a + 9]
+  a, lane = a + HEAD, tonumber(lane)
+  local stream, ids = KEYS[lane], {unpack(ARGV, a + 1, a + count)}
+  local passed = passes(gate, stream, ids)
+  local whole, completed = passed == true, 0
+  for place = 1, count do
+    local done = whole or passed and passed[place]
+    answers[#answers + 1] = done and 1 or 0
+    if done then
+      completed = completed + 1
+      if gate ~= 'copy' then
+        -- Crashes and the lone attempt: an id of one lane may be one of the other too.
+        local id = ids[place]
+        local mark = lane == 1 and id or 'bulk ' .. id
+        if reason ~= '' then
+          bury(stream, lane, id, mark, reason)
+        end
+        if seconds == '' then
+          redis.call('DEL', KEYS[reply + place])
+        else
+          redis.call('SET', KEYS[reply + place], ARGV[a + count + place], 'EX', seconds)
+        end
+        if crashes > 0 then
+          redis.call('HDEL', KEYS[7], mark)
+        end
+        if lone == mark then
+          redis.call('DEL', KEYS[9])
+        end
+      end
+    end
+  end
+  if completed > 0 then
+    if gate == 'copy' then
+      copies = copies + completed
+    elseif gate == 'finish' then
+      -- What others completed of these is deleted already.
+      redis.call('XDEL', stream, unpack(ids))
+    end
+    events[#events + 1] = whole and joined or apart(joined, passed)
+    rows[lane] = rows[lane] + completed * tonumber(each)
     if gateway ~= '' then
-      local wake = wakes[gateway]
-      if not wake then
-        wake = {}
-        wakes[gateway] = wake
-      end
-      wake[#wake + 1] = ARGV[a + 9]
+      wakes[gateway] = (wakes[gateway] or '') .. (whole and wake or apart(wake, passed))
     end
-  elseif not answers[item] then
-    answers[item] = 0
   end
+  left, a, reply = left + completed, a + 2 * count, reply + count
 end
 
-for lane = 1, 2 do
-  if #finished[lane] > 0 then
-    redis.call('XDEL', KEYS[lane], unpack(finished[lane]))
-  end
-end
-if #events > 0 then
+if left > 0 then
   -- The running number counts events, so that the sink sees when one it never got is gone.
-  local number = redis.call('HINCRBY', KEYS[4], 'completed', #events)
+  local number = redis.call('HINCRBY', KEYS[4], 'completed', left)
   if copies > 0 then
     redis.call('HINCRBY', KEYS[4], 'copies', copies)
   end
@@ -108,7 +160,9 @@ if #events > 0 then
     end
   end
   for gateway, wake in pairs(wakes) do
-    redis.call('SPUBLISH', ARGV[2] .. gateway, table.concat(wake))
+    redis.call('SPUBLISH', ARGV[2] .. gateway, wake)
   end
 end
-return answers
+if left < items then
+  return answers
+end

@@ -296,6 +296,25 @@ def test_every_gateway_gets_one_message_with_its_replies(listener: Any, lanes: M
     assert eventually(lambda: listener.get_message(timeout=0.1))["data"] == b"the end"
 
 
+@pytest.mark.parametrize("size", [1, 300, 20_000])
+def test_of_a_batch_that_others_completed_a_part_of_the_rest_leaves_whole(
+    size: int, listener: Any, lanes: ModelLanes
+) -> None:
+    """Their events and wakes are taken out of what was joined, whatever their lengths."""
+    names = ["r1", "r" * size, "r3", "4" * size, "r5"]
+    ids = lanes.append(*names)
+    lanes.read()
+    items = [finish(entry_id, name) for entry_id, name in zip(ids, names, strict=True)]
+    assert lanes.leave(items[1], items[4]) == [1, 1]
+    assert lanes.leave(*items) == [1, 0, 1, 1, 0]
+    assert lanes.events() == [names[1], names[4], names[0], names[2], names[3]]
+    woken = [eventually(lambda: listener.get_message(timeout=0.1))["data"] for _ in range(2)]
+    heard = [[reply.request_id for reply in wire.Replies.FromString(each).replies] for each in woken]
+    assert heard == [[names[1], names[4]], [names[0], names[2], names[3]]]
+    assert [lanes.state(name) for name in names] == [wire.ReplyState.FromString(item.state) for item in items]
+    assert (lanes.client.xlen(lanes.keys.requests), lanes.held(), lanes.rows()) == (0, {}, 0)
+
+
 def test_a_second_completion_wakes_nobody(listener: Any, lanes: ModelLanes) -> None:
     (entry_id,) = lanes.append("r1")
     lanes.read()
@@ -390,11 +409,15 @@ def test_a_call_whose_keys_and_arguments_do_not_fit_is_refused_before_anything_i
     lanes.read()
     one = finish(entry_id, "r1")
     names = [getattr(lanes.keys, name) for name in FIXED]
+    run_of_one = [GROUP, "p", b"", *one.way, 1, one.event, one.wake, one.entry_id, one.state]
     before = lanes.snapshot()
     for keys, arguments in (
-        (names, [GROUP, "p", b"", *one[:10]]),
-        ([*names, "a", "b"], [GROUP, "p", b"", *one[:10]]),
-        ([*names, "a"], [GROUP, "p", b"", *one[:9]]),
+        (names, run_of_one),
+        ([*names, "a", "b"], run_of_one),
+        ([*names, "a"], run_of_one[:-1]),
+        ([*names, "a"], [*run_of_one, b"finish"]),
+        ([*names, "a"], [GROUP, "p", b"", *one.way, 0]),
+        ([*names, "a", "b"], [GROUP, "p", b"", *one.way, 2, one.event, one.wake, one.entry_id, one.state]),
     ):
         with pytest.raises(ResponseError, match="do not fit together"):
             run(lanes.client, EXIT, keys, arguments)

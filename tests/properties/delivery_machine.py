@@ -22,7 +22,7 @@ import redis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from contract.completion import BULK, INTERACTIVE, NO_SHA256, Item, done_state, event, pending_state, routed
+from contract.completion import BULK, INTERACTIVE, NO_SHA256, Item, Way, done_state, event, pending_state, routed
 from contract.keys import GROUP
 from protos import millstream_wire_v1_pb2 as wire
 from tests.lanes import ModelLanes, response
@@ -275,7 +275,7 @@ class Delivery(RuleBasedStateMachine):
             one = wire.Entry(request_id=asked.request_id, digest=SHADOW, matrix={"rows": asked.rows})
             made = event(one.SerializeToString(), response(asked.request_id), wire.SHADOW, lane, entry_id)
             place = 2 if lane == BULK else 1
-            items.append(Item(b"copy", place, entry_id, 0, made, b"", b"", "", b"", b"", asked.request_id))
+            items.append(Item(Way(b"copy", place, rows=0), entry_id, made, b"", b"", asked.request_id))
         head = wire.Header(model_id=self.lanes.model_id, digest=SHADOW)
         assert self.lanes.leave(*items, head=head) == [1] * len(items)
         self.copied.update(taken)
@@ -286,17 +286,13 @@ class Delivery(RuleBasedStateMachine):
     def _item(self, unit: Unit, status: wire.Status) -> Item:
         asked, (lane, entry_id) = unit.asked, unit.place
         answer = response(asked.request_id)
+        dead = b"MODEL_CRASHED" if status == wire.POISON else b""
         return Item(
-            gate=b"finish",
-            lane=2 if lane == BULK else 1,
+            way=Way(b"finish", 2 if lane == BULK else 1, asked.rows, b"" if asked.discard else 600, dead=dead),
             entry_id=entry_id,
-            rows=asked.rows,
             event=event(unit.entry, answer, status, lane, entry_id),
-            reply_ttl_s=b"" if asked.discard else 600,
             state=b"" if asked.discard else done_state(asked.body, lane, entry_id, answer),
-            gateway="",
             wake=b"",
-            dead=b"MODEL_CRASHED" if status == wire.POISON else b"",
             request_id=asked.request_id,
         )
 
@@ -445,9 +441,8 @@ class Delivery(RuleBasedStateMachine):
         raw = wire.Entry(request_id=asked.request_id, digest=asked.digest, matrix={"rows": asked.rows})
         answer = response(asked.request_id)
         item = self._item(Unit(place, asked, b""), wire.CANCELLED)._replace(
-            gate=b"withdraw",
+            way=Way(b"withdraw", 1, asked.rows),
             event=event(raw.SerializeToString(), answer, wire.CANCELLED, INTERACTIVE, place.entry_id),
-            reply_ttl_s=b"",
             state=b"",
         )
         free = place.entry_id.decode() not in self.lanes.held()

@@ -24,7 +24,7 @@ class NaiveDelivery(Delivery):
         client, keys = self.client, self.lanes.keys
         acknowledged = []
         for item in items:
-            stream, rows = [(keys.requests, keys.rows_requests), (keys.bulk, keys.rows_bulk)][item.lane - 1]
+            stream, rows = [(keys.requests, keys.rows_requests), (keys.bulk, keys.rows_bulk)][item.way.lane - 1]
             if item.state:
                 client.set(keys.reply(item.request_id), item.state, ex=600)
             else:
@@ -33,7 +33,7 @@ class NaiveDelivery(Delivery):
             client.xadd(keys.events, {"n": number, "pb": header(head) + item.event})
             acknowledged.append(int(client.xack(stream, GROUP, item.entry_id)))
             client.xdel(stream, item.entry_id)
-            client.decrby(rows, item.rows)
+            client.decrby(rows, item.way.rows)
             client.hdel(keys.crashes, item.entry_id)
         return acknowledged
 

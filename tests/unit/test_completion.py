@@ -15,6 +15,7 @@ from contract.completion import (
     REFUSED_BODY_BYTES,
     WAKE_BYTES,
     Item,
+    Way,
     done_state,
     event,
     exit_calls,
@@ -37,16 +38,11 @@ RESPONSES = st.builds(
 
 def item(number: int, *, size: int = 10) -> Item:
     return Item(
-        gate=b"finish",
-        lane=1,
+        way=Way(b"finish", 1, 1, 60, "g1"),
         entry_id=b"%d-0" % number,
-        rows=1,
         event=bytes(size),
-        reply_ttl_s=60,
         state=b"state",
-        gateway="g1",
         wake=b"wake",
-        dead=b"",
         request_id=f"r{number}",
     )
 
@@ -144,15 +140,18 @@ def test_a_refused_body_is_cut_at_64_kb() -> None:
     assert len(wire.EventBatch.FromString(raw).events[0].refused_body) == REFUSED_BODY_BYTES
 
 
-def test_a_call_of_the_exit_names_every_key_and_gives_ten_arguments_an_item() -> None:
-    ((names, arguments),) = exit_calls(KEYS, b"head", [item(1), item(2)])
+def test_a_call_of_the_exit_names_every_key_and_says_once_how_a_run_of_items_leaves() -> None:
+    other = item(3)._replace(way=Way(b"finish", 1, 2, b"", dead=b"MODEL_CRASHED"))
+    ((names, arguments, _),) = exit_calls(KEYS, b"head", [item(1), item(2), other])
     assert names == [
         KEYS.requests, KEYS.bulk, KEYS.events, KEYS.count, KEYS.rows_requests, KEYS.rows_bulk, KEYS.crashes, KEYS.dead,
-        KEYS.lone, KEYS.reply("r1"), KEYS.reply("r2"),
+        KEYS.lone, KEYS.reply("r1"), KEYS.reply("r2"), KEYS.reply("r3"),
     ]  # fmt: skip
-    assert arguments[:3] == [GROUP, KEYS.replies_prefix, b"head"]
-    assert arguments[3:13] == [b"finish", 1, b"1-0", 1, bytes(10), 60, b"state", "g1", b"wake", b""]
-    assert len(arguments) == 3 + 2 * 10
+    assert arguments == [
+        GROUP, KEYS.replies_prefix, b"head",
+        b"finish", 1, 1, 60, "g1", b"", 2, bytes(20), b"wakewake", b"1-0", b"2-0", b"state", b"state",
+        b"finish", 1, 2, b"", "", b"MODEL_CRASHED", 1, bytes(10), b"wake", b"3-0", b"state",
+    ]  # fmt: skip
 
 
 def test_no_items_need_no_call() -> None:
@@ -163,9 +162,9 @@ def test_no_items_need_no_call() -> None:
 def test_calls_of_the_exit_hold_every_item_once_in_order_and_within_bounds(sizes: list[int], small: int) -> None:
     items = [item(number, size=size) for number, size in enumerate([*sizes, *[10] * small])]
     calls = list(exit_calls(KEYS, b"head", items))
-    sent = [[arguments[start + 2] for start in range(3, len(arguments), 10)] for _, arguments in calls]
+    sent = [call.arguments[12 : 12 + call.items] for call in calls]
     assert [entry_id for ids in sent for entry_id in ids] == [each.entry_id for each in items]
-    for ids, (names, arguments) in zip(sent, calls, strict=True):
+    for ids, (names, arguments, _) in zip(sent, calls, strict=True):
         assert 0 < len(ids) <= MOST_ITEMS
         assert len(names) == 9 + len(ids)
         size = sum(len(part) for part in arguments[3:] if isinstance(part, bytes))
