@@ -47,9 +47,19 @@ class Line:
         Raises ResponseError where one was refused, what LOST names where the connection broke: it is made anew at the
         next call.
         """
+        answers = self.ask_each(commands)
+        for answer in answers:
+            if isinstance(answer, ResponseError):
+                raise answer
+        return answers
+
+    def ask_each(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
+        """The same, where the others' answers count though one was refused: its answer is the ResponseError.
+
+        Raises what LOST names where the connection broke.
+        """
         connection = self._connection
         answers: list[Any] = []
-        refused: ResponseError | None = None
         try:
             # Packed here: redis-py looks at every argument before it hands them to hiredis.
             packed = [hiredis.pack_command(cast("Any", tuple(command))) for command in commands]
@@ -58,13 +68,11 @@ class Line:
                 try:
                     answers.append(connection.read_response())
                 except ResponseError as error:
-                    refused = refused or error
+                    answers.append(error)
         except BaseException:
             # Answers that were not read would be taken for those of the next commands.
             connection.disconnect()
             raise
-        if refused is not None:
-            raise refused
         return answers
 
     def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:

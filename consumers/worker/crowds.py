@@ -26,9 +26,13 @@ class Crowds:
         self._seen: dict[str, int] = {}
         self._until: dict[str, float] = {}
 
+    def slow(self, model_id: str) -> bool:
+        """Whether its calls are worth a wait."""
+        return self._call_s(model_id) >= CALL_S
+
     def read(self, model_id: str, entries: int) -> None:
         """A batch was read where so many entries stood, with those that other workers have."""
-        if self._call_s(model_id) >= CALL_S:
+        if self.slow(model_id):
             self._seen[model_id] = entries
         else:
             self._seen.pop(model_id, None)

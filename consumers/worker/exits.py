@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import structlog
+from redis.exceptions import NoScriptError, ResponseError
 
+from consumers.worker.lanes import After
 from consumers.worker.leases import Leases
-from contract.completion import Item, exit_calls, header
+from contract.completion import ExitCall, Item, exit_calls, header
 from contract.connection import LOST
 from contract.keys import Keys
 from contract.line import Line
@@ -37,19 +40,23 @@ class Exits:
         self.runtimes: Mapping[int, str] = {}
         """Threads that a model predicts with -> id of the runtime record; a header that names none means one thread."""
 
-    def complete(self, model_id: str, lane: wire.Lane, head: wire.Header, items: Sequence[Item]) -> list[int]:
+    def complete(
+        self, model_id: str, lane: wire.Lane, head: wire.Header, items: Sequence[Item], after: After | None = None
+    ) -> list[int]:
         """Completes items that share a header; tries until Redis has answered, since a second call is harmless.
 
-        For each item 1 where this very call completed it, else 0. Raises ResponseError where Redis refuses, what LOST
-        names where it stays away while the worker is to stop.
+        What is to be asked `after` them goes along with the last call. For each item 1 where this very call completed
+        it, else 0. Raises ResponseError where Redis refuses, what LOST names where it stays away while the worker is
+        to stop.
         """
         self._stamp(head)
         completed: list[int] = []
-        for call in exit_calls(self._keys.model(model_id), header(head), items):
+        calls = list(exit_calls(self._keys.model(model_id), header(head), items))
+        for call in calls:
             pause = FIRST_PAUSE_S
             while True:
                 try:
-                    completed += call.completed(self._line.run(EXIT, call.keys, call.arguments))
+                    completed += call.completed(self._run(call, after if call is calls[-1] else None))
                     break
                 except LOST as error:
                     self.breaks += 1
@@ -61,6 +68,20 @@ class Exits:
                         raise
                     pause = min(pause * 2, LONGEST_PAUSE_S)
         self._leases.drop(model_id, lane, [item.entry_id for item in items])
+        return completed
+
+    def _run(self, call: ExitCall, after: After | None) -> list[int] | None:
+        answer: Any = None
+        if after is not None:
+            command = ("EVALSHA", EXIT.sha, len(call.keys), *call.keys, *call.arguments)
+            answer, *others = self._line.ask_each([command, *after.commands])
+            # Before anything is raised: what was read is this worker's now.
+            after.answered(others)
+            if isinstance(answer, ResponseError) and not isinstance(answer, NoScriptError):
+                raise answer
+        if after is None or isinstance(answer, NoScriptError):
+            answer = self._line.run(EXIT, call.keys, call.arguments)
+        completed: list[int] | None = answer
         return completed
 
     def copy(self, model_id: str, head: wire.Header, items: Sequence[Item]) -> None:

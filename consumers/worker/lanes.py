@@ -1,7 +1,8 @@
 """Lanes: how a worker reads, model by model, the interactive lanes first.
 
 A pass looks at all lanes in one round trip and reads from the first that has something, starting behind the model that
-was read last. When all are empty, one blocking read over all of them takes a single entry, and a new pass begins.
+was read last. While one model alone is asked, its next batch is read in the round trip in which the last one leaves.
+When all are empty, one blocking read over all of them takes a single entry, and a new pass begins.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from redis.exceptions import ResponseError
 
 from consumers.worker.crowds import Crowds
 from contract.completion import BULK, INTERACTIVE
-from contract.connection import ensure_groups
+from contract.connection import Argument, ensure_groups
 from contract.keys import GROUP, Keys
 from contract.line import Line
 from contract.settings import Settings
@@ -50,6 +51,14 @@ class Batch(NamedTuple):
     crashes: int = 0
 
 
+class After(NamedTuple):
+    """What is asked in one round trip with something else, behind it."""
+
+    commands: Sequence[Sequence[Argument]]
+    answered: Callable[[list[Any]], None]
+    """Gets the answer of each; a ResponseError for one that was refused."""
+
+
 class Lanes:
     """Both lanes of every model a worker serves."""
 
@@ -63,6 +72,11 @@ class Lanes:
         self._look: list[tuple[str, str]] = []
         self._next = 0
         self._quiet = False
+        self._backlog = 0
+        """Where the model that was read last had its entries, when it was looked at last."""
+        self._others = False
+        """Whether callers of another model waited then, so that it is their turn."""
+        self._taken: list[Batch] = []
         self.waited = True
         """Whether the last read waited, for what was not there yet."""
         self.room: Callable[[str], int] = lambda _model: settings.batch_rows
@@ -86,6 +100,42 @@ class Lanes:
             keys = [self._keys.model(model_id) for model_id in models]
             self._look = [("XLEN", stream) for each in keys for stream in (each.requests, each.bulk)]
             self._next = 0
+
+    @property
+    def taken(self) -> list[Batch]:
+        """What was read with the exit of the last batch; once."""
+        taken, self._taken = self._taken, []
+        return taken
+
+    @property
+    def holds(self) -> bool:
+        """Whether something was taken."""
+        return bool(self._taken)
+
+    def after(self, batch: Batch) -> After | None:
+        """How the next batch is read in the round trip in which this one leaves.
+
+        None where it is another model's turn, or where it would be too small: a slow model's callers come again, and
+        after a read that had to wait there is little to do.
+        """
+        model_id = batch.model_id
+        if batch.lane == BULK or batch.lone or model_id not in self._models:
+            return None
+        if self.waited or self._others or self.crowds.slow(model_id):
+            return None
+        stream = self._keys.model(model_id).requests
+        reading = self._reading(model_id, stream, self._backlog)
+
+        def answered(answers: list[Any]) -> None:
+            read, *lengths = answers
+            if not isinstance(read, ResponseError):
+                self._taken = _batches(read, {stream: (model_id, INTERACTIVE)})
+            # What was refused is found by the next pass too, which says so.
+            self._others = any(isinstance(answer, ResponseError) for answer in answers)
+            if not self._others:
+                self._looked(model_id, lengths)
+
+        return After([reading, *self._look], answered)
 
     def read(self, *, wait: bool = True) -> list[Batch]:
         """What is next: one batch, or after a wait one entry of each lane that had one, or nothing.
@@ -126,20 +176,29 @@ class Lanes:
                 batches = self._read_lane(models[place], lane, backlog)
                 if batches:
                     self._next = (place + 1) % len(models)
+                    self._looked(models[place], lengths)
                     return batches
         return []
 
+    def _looked(self, model_id: str, lengths: Sequence[int]) -> None:
+        """Keeps what was seen of the interactive lanes when this model was read."""
+        asked = lengths[::2]
+        self._backlog = asked[self._models.index(model_id)]
+        self._others = len(asked) - asked.count(0) > (self._backlog > 0)
+
     def _read_lane(self, model_id: str, lane: wire.Lane, backlog: int) -> list[Batch]:
         keys = self._keys.model(model_id)
-        # COUNT holds per stream and the first reader takes everything: leave the others their share.
-        share = math.ceil(backlog / max(1, self.workers.get(model_id, 1)))
-        count = max(1, min(self._settings.batch_rows, self.room(model_id), share))
         stream = keys.bulk if lane == BULK else keys.requests
         if lane == INTERACTIVE:
             self.crowds.read(model_id, backlog)
-        command = ("XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT", count, "STREAMS", stream, ">")
-        answer = self._line.ask([command])[0]
+        answer = self._line.ask([self._reading(model_id, stream, backlog)])[0]
         return _batches(answer, {stream: (model_id, lane)})
+
+    def _reading(self, model_id: str, stream: str, backlog: int) -> Sequence[Argument]:
+        # COUNT holds per stream and the first reader takes everything: leave the others their share.
+        share = math.ceil(backlog / max(1, self.workers.get(model_id, 1)))
+        count = max(1, min(self._settings.batch_rows, self.room(model_id), share))
+        return ("XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT", count, "STREAMS", stream, ">")
 
     def _wait(self, models: list[str]) -> list[Batch]:
         streams: dict[str, tuple[str, wire.Lane]] = {}

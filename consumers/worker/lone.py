@@ -41,13 +41,18 @@ class LoneAttempts:
         self._tried: set[str] = set()
         """Models where this worker's name may stand though it tries nothing."""
 
+    @property
+    def due(self) -> bool:
+        """Whether it is time to look."""
+        return time.monotonic() >= self._look_at
+
     def look(self, models: Sequence[str]) -> list[Batch]:
         """An abandoned entry for an attempt alone, where there is one; looked for every tenth of a second.
 
         Raises what Redis raises when it is gone.
         """
         now = time.monotonic()
-        if now < self._look_at:
+        if not self.due:
             return []
         for model_id in list(self._tried):
             self._line.run(GIVE_BACK, *self._names(model_id))

@@ -156,17 +156,18 @@ class Worker:
     def _work_forever(self) -> None:
         pause, retry, more = 0.05, False, False
         self._began = time.perf_counter()
-        while not self._stop.is_set():
-            batches: list[Batch] = []
+        while not self._stop.is_set() or self._lanes.holds:
+            batches = self._lanes.taken
             try:
                 self._lanes.serve(self._shelf.ready)
-                # In turn with reading: a dead worker's entries must not hold up what comes in.
-                retry = not retry
-                if retry:
-                    batches = self._lone.look(self._shelf.ready)
-                    more = bool(batches)
-                # Where one was found there may be more, which a read that waits would hold up.
-                batches = batches or self._lanes.read(wait=not more and not self._shadow.waiting)
+                if not batches:
+                    # In turn with reading: a dead worker's entries must not hold up what comes in.
+                    retry = not retry
+                    if retry:
+                        batches = self._lone.look(self._shelf.ready)
+                        more = bool(batches)
+                    # Where one was found there may be more, which a read that waits would hold up.
+                    batches = batches or self._lanes.read(wait=not more and not self._shadow.waiting)
                 if self._lanes.waited:
                     self._began = time.perf_counter()
                 if not batches and not self._shelf.ready:
@@ -180,7 +181,7 @@ class Worker:
                 for place, batch in enumerate(batches):
                     if place and batch.lane == BULK:
                         self._interactive_first()
-                    self._serve(batch)
+                    self._serve(batch, goes_on=batch is batches[-1])
                     if batch.lone:
                         self._lone.completed(batch.model_id)
                 pause = 0.05
@@ -196,8 +197,11 @@ class Worker:
                 self._began = time.perf_counter()
                 pause = min(pause * 2, 2.0)
 
-    def _serve(self, batch: Batch) -> None:
-        """Everything that happens to one batch; each of its entries leaves through the exit."""
+    def _serve(self, batch: Batch, *, goes_on: bool = False) -> None:
+        """Everything that happens to one batch; each of its entries leaves through the exit.
+
+        `goes_on`: the next batch may be read as soon as this one leaves.
+        """
         works = self._intake.works(batch)
         held = {d.entry_id for d in batch.deliveries}
         self._leases.drop(batch.model_id, batch.lane, held - {work.entry_id for work in works})
@@ -215,14 +219,12 @@ class Worker:
                 groups.setdefault(work.entry.digest, []).append(work)
         if refused:
             self._exits.complete(batch.model_id, batch.lane, wire.Header(model_id=batch.model_id), refused)
-        begun = False
-        for digest, group in groups.items():
-            model = self._shelf.get(digest)
-            for part in parts(group, self._settings.batch_rows):
-                if begun and batch.lane == BULK:
-                    self._interactive_first()
-                begun = True
-                self._predict(batch, model, part)
+        calls = [(digest, part) for digest, group in groups.items() for part in parts(group, self._settings.batch_rows)]
+        for place, (digest, part) in enumerate(calls):
+            if place and batch.lane == BULK:
+                self._interactive_first()
+            last = place == len(calls) - 1
+            self._predict(batch, self._shelf.get(digest), part, goes_on=goes_on and last)
 
     def _interactive_first(self) -> None:
         """Between two predict calls for bulk: whoever waits comes first."""
@@ -237,7 +239,7 @@ class Worker:
                     raise
         self._began = time.perf_counter()
 
-    def _predict(self, batch: Batch, model: LoadedModel | None, works: list[Work]) -> None:
+    def _predict(self, batch: Batch, model: LoadedModel | None, works: list[Work], *, goes_on: bool = False) -> None:
         """One predict call and its completion; a call that raises is split until the bad rows stand alone."""
         start = now_us()
         expired = [work for work in works if work.expired(start)]
@@ -287,7 +289,9 @@ class Worker:
         items, row = answered(works, answers, self._settings)
         head.batch_rows = row
         self._tally.add_outcome(first.digest, len(works))
-        completed = self._exits.complete(batch.model_id, batch.lane, head, items)
+        goes_on = goes_on and not self._lone.due and not self._stop.is_set()
+        after = self._lanes.after(batch) if goes_on else None
+        completed = self._exits.complete(batch.model_id, batch.lane, head, items, after)
         self._shadow.offer(batch.model_id, works, completed)
         ended = time.perf_counter()
         self._paces.learn(batch.model_id, row, predicted - began, ended - self._began)
