@@ -11,13 +11,22 @@ YOUNG, MIDDLE, OLD = 10_000, 10, 10
 
 @contextmanager
 def settled() -> Iterator[None]:
-    """Leaves all that was made before alone, and collects less often: a request leaves no cycles behind."""
-    before = gc.get_threshold()
+    """Leaves all that was made before alone, for good, and collects less often."""
     gc.collect()
     gc.freeze()
+    try:
+        with seldom():
+            yield
+    finally:
+        gc.unfreeze()
+
+
+@contextmanager
+def seldom() -> Iterator[None]:
+    """Collects less often: a request leaves no cycles behind, and what a dropped model leaves can wait."""
+    before = gc.get_threshold()
     gc.set_threshold(YOUNG, MIDDLE, OLD)
     try:
         yield
     finally:
         gc.set_threshold(*before)
-        gc.unfreeze()

@@ -36,6 +36,7 @@ from consumers.worker.tally import Tally
 from consumers.worker.work import Work, answered, parts, rows_of_entries
 from contract.catalog import Catalog
 from contract.clock import now_us
+from contract.collector import seldom
 from contract.completion import BULK, Item
 from contract.connection import LOST, Argument, connect, run
 from contract.errors import Reason, Refused
@@ -138,7 +139,8 @@ class Worker:
         log.info("worker reads", consumer=self.name, models=self._shelf.ready)
         in_order = False
         try:
-            self._work_forever()
+            with seldom():
+                self._work_forever()
             in_order = True
         finally:
             stop.set()
