@@ -16,7 +16,7 @@ from protos import millstream_wire_v1_pb2 as wire
 MOST_ITEMS = 512
 MOST_BYTES = 4 * 2**20
 """Bounds of one call of the exit: a long script holds up everybody."""
-WAKE_BYTES = 16 * 1024
+WAKE_BYTES = 128 * 1024
 """A larger reply is not pushed to its gateway, which reads the key instead."""
 NO_SHA256 = bytes(32)
 REFUSED_BODY_BYTES = 64 * 1024

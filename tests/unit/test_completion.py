@@ -75,7 +75,7 @@ def test_wakes_of_a_gateway_are_one_message_when_joined(replies: list[tuple[str,
 
 
 @pytest.mark.parametrize(("size", "carried"), [(WAKE_BYTES, WAKE_BYTES), (WAKE_BYTES + 1, 0)])
-def test_a_wake_carries_replies_up_to_16_kb_and_above_that_the_id_alone(size: int, carried: int) -> None:
+def test_a_wake_carries_replies_up_to_a_bound_and_above_that_the_id_alone(size: int, carried: int) -> None:
     (reply,) = wire.Replies.FromString(wake(b"r1", bytes(size), failed=False)).replies
     assert (reply.request_id, len(reply.response)) == ("r1", carried)
 
