@@ -58,6 +58,11 @@ class Settings(BaseSettings):
     compile_models: bool = Field(
         True, description="Whether models are computed in a compiled form where that differs in no bit of any answer."
     )
+    compile_tolerance: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Models whose compiled form may answer other numbers, and by how much: so much, and this part of "
+        "what it was, such as churn=1e-7, with commas between; empty: in no bit. Labels never differ.",
+    )
     big_model_bytes: ByteSize = Field(
         ByteSize(256 * 2**20),
         ge=1,
@@ -209,10 +214,16 @@ class Settings(BaseSettings):
             raise ValueError(f"lease_s is {self.lease_s:g}, expected more than 3 x heartbeat_s ({self.heartbeat_s:g})")
         return self
 
-    @field_validator("models", "trusted_publishers", mode="before")
+    @field_validator("models", "trusted_publishers", "compile_tolerance", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
         return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+    @field_validator("compile_tolerance")
+    @classmethod
+    def _tolerable(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        tolerances(value)
+        return value
 
     @classmethod
     def settings_customise_sources(
@@ -267,6 +278,21 @@ class Settings(BaseSettings):
                 text = str(value)
             out[f"MILLSTREAM_{name.upper()}"] = text
         return out
+
+
+def tolerances(pairs: tuple[str, ...]) -> dict[str, float]:
+    """model_id -> the tolerance for its compiled form, of pairs such as churn=1e-7. Raises ValueError."""
+    found = {}
+    for pair in pairs:
+        model_id, _, number = pair.partition("=")
+        try:
+            tolerance = float(number)
+        except ValueError:
+            tolerance = -1.0
+        if not model_id.strip() or not 0 <= tolerance < 1:
+            raise ValueError(f"expected a model and a number of at least 0 and below 1, as churn=1e-7; got {pair!r}")
+        found[model_id.strip()] = tolerance
+    return found
 
 
 def _plainly(error: ErrorDetails) -> str:

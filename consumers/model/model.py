@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from consumers.model.compiled import Form, NotTaken, compiled, difference, sample_rows
+from consumers.model.compiled import Form, NotTaken, difference, forms, named, sample_rows, timed
 from consumers.model.formats import Lent, UnloadableModel, load_artifact, said
 from consumers.model.formats.estimator import Estimator, fitted_names
 from consumers.model.formats.program import Program
@@ -58,7 +58,8 @@ class LoadedModel:
         """What computed the last answer: the model's own library, `sklearn 1.9.1`, or that of its compiled form."""
         self._transforms = tuple(transforms)
         self._last = model
-        self._compiled: Form | None = None
+        self.form: Form | None = None
+        """The compiled form that it computes in; None: as it was loaded."""
         first = self._transforms[0] if self._transforms else model
         self._knows_names = fitted_names(first) is not None
         _check_features(signature, first)
@@ -75,23 +76,20 @@ class LoadedModel:
         """Name and type of each output, in the order they are answered."""
         return tuple((plan.name, plan.kind) for plan in self._plans)
 
-    def predict(self, rows: Rows, *, as_loaded: bool = False) -> list[OutputColumn]:
-        """The outputs of all rows, computed as one batch; NaN stays NaN. Raises PredictFailed.
-
-        `as_loaded`: by the model's own library, though there is a compiled form.
-        """
+    def predict(self, rows: Rows) -> list[OutputColumn]:
+        """The outputs of all rows, computed as one batch; NaN stays NaN. Raises PredictFailed."""
         if self.threads == 1:
-            return self._predict(rows, as_loaded=as_loaded)
+            return self._predict(rows)
         self._lent = self._lent or Lent(self.threads)  # by now all its libraries are loaded
         with self._lent.lent():
-            return self._predict(rows, as_loaded=as_loaded)
+            return self._predict(rows)
 
     def is_own(self, engine: str) -> bool:
         """Whether `engine` is the model's own library, in whatever version, and no compiled form."""
         return engine.partition(" ")[0] == self._library.partition(" ")[0]
 
-    def _predict(self, rows: Rows, *, as_loaded: bool = False) -> list[OutputColumn]:
-        count, answers = self._call(rows, self._shapes, as_loaded=as_loaded)
+    def _predict(self, rows: Rows) -> list[OutputColumn]:
+        count, answers = self._call(rows, self._shapes)
         for source, answer in answers.items():
             if answer.shape != (count, *self._shapes[source]):
                 raise PredictFailed(
@@ -99,20 +97,52 @@ class LoadedModel:
                 )
         return [plan.of(answers) for plan in self._plans]
 
-    def compile(self) -> str:
-        """Computes in the compiled form from now on where that differs in no bit; else says why not, in a few words."""
-        if self.signature.takes_dataframe or not isinstance(self._model, Estimator):
+    def compile(self, tolerance: float = 0.0) -> str:
+        """Computes in a compiled form from now on where one differs in no bit; else says why not, in a few words.
+
+        With a tolerance it may differ in the last bits of numbers: by no more than so much and this part of them.
+        """
+        if not self._has_forms:
             return "only models of scikit-learn's API that take a matrix have a compiled form"
-        form = compiled(self._transforms, self._last, list(self._shapes), self.threads)
-        if form is None:
-            return "no compiled form is known for its steps"
+        why = "no compiled form is known for its steps"
         try:
-            why = difference(form, lambda rows, source: self._original(rows, [source])[source], self._samples())
+            samples = self._samples()
+            for form in forms(*self._steps, tolerated=tolerance > 0):
+                why = self._tried(form, samples, 0.0 if form.is_exact else tolerance)
+                if not why:
+                    return ""
         except Exception as error:  # noqa: BLE001 - whatever it is, the original answers
             why = f"trying it raised {said(error)}"
-        if not why:
-            self._compiled = form
         return why
+
+    def _tried(self, form: Form, samples: npt.NDArray[np.float64], tolerance: float) -> str:
+        """Takes the form where it answers alike, and as the golden examples expect; else says why not."""
+        labels = [] if self._model.classes_ is None else ["predict"]
+        try:
+            if why := difference(form, self._answer, samples, tolerance, labels):
+                return why
+            self.form = timed(form, self._answer, samples).within(tolerance)
+            self.warm()
+        except Exception as error:  # noqa: BLE001 - whatever it is, another form answers, or the original
+            self.form = None
+            return f"trying it raised {said(error)}"
+        return ""
+
+    def form_named(self, engine: str) -> Form | None:
+        """The compiled form that `engine` names, as it stands in the log, untried; None where there is none here."""
+        return named(engine, *self._steps) if self._has_forms else None
+
+    @property
+    def _has_forms(self) -> bool:
+        return isinstance(self._model, Estimator) and not self.signature.takes_dataframe
+
+    @property
+    def _steps(self) -> tuple[Sequence[Any], Any, Sequence[str], int]:
+        """What its compiled forms are made from."""
+        return self._transforms, self._last, list(self._shapes), self.threads
+
+    def _answer(self, rows: npt.NDArray[Any], source: str) -> npt.NDArray[Any]:
+        return self._original(rows, [source])[source]
 
     def _samples(self) -> npt.NDArray[np.float64]:
         examples = [_sample(self.signature), *(golden.inputs for golden in self.signature.golden)]
@@ -130,14 +160,12 @@ class LoadedModel:
         except PredictFailed as error:
             raise UnloadableModel(f"the model fails on its own example: {error}") from error
 
-    def _call(
-        self, rows: Rows, sources: Iterable[str], *, as_loaded: bool = False
-    ) -> tuple[int, dict[str, npt.NDArray[Any]]]:
+    def _call(self, rows: Rows, sources: Iterable[str]) -> tuple[int, dict[str, npt.NDArray[Any]]]:
         """The number of rows and what each source answers."""
         try:
             inputs = to_frame(self.signature, rows) if self.signature.takes_dataframe else to_matrix(rows)
             count = len(inputs)
-            form = None if as_loaded else self._compiled
+            form = self.form
             if form is not None and count <= form.most_rows:
                 with suppress(NotTaken):
                     answers = {source: form.calls[source](inputs) for source in sources}

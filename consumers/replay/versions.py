@@ -18,6 +18,7 @@ import redis
 from redis.exceptions import RedisError
 from threadpoolctl import threadpool_limits
 
+from consumers.model.compiled import Form
 from consumers.model.formats import FORMATS
 from consumers.model.model import LoadedModel, OutputColumn, Rows, UnloadableModel, load_model
 from consumers.model.runtime import Runtime, runtime
@@ -71,7 +72,7 @@ class Loaded:
             for name in form.distributions
         )
         """Installed packages that can have a part in its answers."""
-        self._was_compiled = False
+        self._forms: dict[str, Form | None] = {}
         self._runtime: Runtime | None = None
 
     def predict(self, rows: Rows, engine: str = "") -> list[OutputColumn]:
@@ -80,13 +81,15 @@ class Loaded:
         Where `engine`, as it stands in the log, names a compiled form, in that one if there is one here, else by the
         model's own library.
         """
-        as_loaded = not engine or self.model.is_own(engine)
-        if not as_loaded and not self._was_compiled:
-            self._was_compiled = True
-            self.model.compile()
+        self.model.form = None if not engine or self.model.is_own(engine) else self._form(engine)
+        return self.model.predict(rows)
+
+    def _form(self, engine: str) -> Form | None:
+        if engine not in self._forms:
+            self._forms[engine] = self.model.form_named(engine)
             self._runtime = None  # it may have brought in another library
             threadpool_limits(limits=1)
-        return self.model.predict(rows, as_loaded=as_loaded)
+        return self._forms[engine]
 
     @property
     def runtime(self) -> Runtime:

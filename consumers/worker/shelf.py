@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import redis
@@ -37,6 +38,7 @@ class Shelf:
         models: Collection[str],
         *,
         compiles: bool = True,
+        tolerances: Mapping[str, float] = MappingProxyType({}),
         slot: Slot | None = None,
     ) -> None:
         self._client = client
@@ -44,6 +46,7 @@ class Shelf:
         self._catalog = catalog
         self._only = frozenset(models)
         self._compiles = compiles
+        self._tolerances = tolerances
         self._slot = slot or Slot()
         self._loaded: dict[bytes, LoadedModel] = {}
         self._engines: dict[bytes, str] = {}
@@ -152,7 +155,7 @@ class Shelf:
             model = load_model(version.signature, artifacts, self._slot.threads(version))
             artifacts.clear()  # before its compiled form takes memory too
             model.warm()
-            compiled = "switched off" if not self._compiles else model.compile() or "equal to the last bit"
+            compiled = self._compiled(model)
             model.warm()
         finally:
             self.loading = False
@@ -162,3 +165,12 @@ class Shelf:
         names = {"model_id": version.signature.model_id, "version": version.version}
         log.info("version loaded", **names, engine=model.engine, compiled=compiled)
         return model
+
+    def _compiled(self, model: LoadedModel) -> str:
+        """Has it computed in a compiled form where one is alike; what came of that, for the log."""
+        if not self._compiles:
+            return "switched off"
+        why = model.compile(self._tolerances.get(model.signature.model_id, 0.0))
+        if model.form is None:
+            return why
+        return f"within {model.form.tolerance:g}" if model.form.tolerance else "equal to the last bit"

@@ -44,7 +44,7 @@ from contract.keys import Keys
 from contract.line import Line
 from contract.presence import process_name
 from contract.scripts import EVEN_FULL
-from contract.settings import Settings
+from contract.settings import Settings, tolerances
 from contract.trust import public_key
 from protos import millstream_wire_v1_pb2 as wire
 
@@ -81,6 +81,7 @@ class Worker:
             self._catalog,
             settings.models,
             compiles=settings.compile_models,
+            tolerances=tolerances(settings.compile_tolerance),
             slot=self._slot,
         )
         self._intake = Intake(self._line, self._keys, settings, self._catalog, hydrate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -57,6 +58,8 @@ LABELS = (Y > 0).astype(np.int64)
 LINEAR, SHADOW = "linear", "1.1.0"
 SEALED = ("forest", "nulls")
 """Models whose events are in Parquet files; all others' are in the database."""
+LOOSE = "loose"
+"""Its compiled form may answer other numbers, within a tolerance."""
 PROBABILITIES = [{"name": "p", "call": "predict_proba"}, {"name": "label", "call": "predict"}]
 
 
@@ -90,6 +93,7 @@ def made() -> Iterator[tuple[str, str, str, bytes, Mapping[str, Any]]]:
     yield LINEAR, SHADOW, "model.joblib", dumped(LinearRegression().fit(X[:150], Y[:150])), out
     forest = RandomForestClassifier(n_estimators=8, max_depth=4, random_state=1).fit(X, LABELS)
     yield "forest", "1.0.0", "model.pkl", dumped(forest), {"outputs": PROBABILITIES}
+    yield LOOSE, "1.0.0", "model.pkl", dumped(forest), {"outputs": PROBABILITIES}
     yield "nulls", "1.0.0", "model.joblib", dumped(HistGradientBoostingRegressor(max_iter=5).fit(X, Y)), out
     skops: Any = import_module("skops.io")
     pipeline = make_pipeline(StandardScaler(), LogisticRegression()).fit(X, LABELS)
@@ -199,8 +203,10 @@ def recording(valkey: RedisServer, stock: Path, tmp_path_factory: pytest.TempPat
             stage.publish(signature.parent)
         stage.route(LINEAR, production="1.0.0", shadow=SHADOW)
         stage.publish_odd()
-        stage.worker()
+        stage.worker(compile_tolerance=f"{LOOSE}=1e-6")
         gateway = stage.gateway(*stage.records)
+        shown = gateway.stub.GetModel(v1.GetModelRequest(model_id=LOOSE), timeout=5).versions[0].engine
+        assert shown.endswith(" within 1e-06")
         signatures = [r.versions["1.0.0"].signature for model_id, r in stage.records.items() if model_id != ODD]
         answered = ask_all(stage, gateway, signatures)
         eventually(lambda: sum(e.status == wire.SHADOW for e in stage.events(LINEAR)) >= 30, within=20)
@@ -278,6 +284,10 @@ def test_each_engine_that_answered_was_asked_again(recording: Recording, tmp_pat
     engines = {call.engine.partition(" ")[0] for call in calls_of(recording, tmp_path, Selection())}
     expected = {"numpy", "treelite", "sklearn", "xgboost", "lightgbm", "onnxruntime"} | ({"torch"} if TORCH else set())
     assert engines >= expected
+    loose = {call.engine for call in calls_of(recording, tmp_path, Selection(model_id=LOOSE))}
+    assert {re.sub(r"[\d.]+ ", "", engine, count=1) for engine in loose} == {
+        "onnxruntime (RandomForestClassifier) within 1e-06"
+    }
 
 
 @pytest.fixture

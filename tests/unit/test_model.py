@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import sys
 from io import BytesIO
 from typing import Any
@@ -486,10 +487,44 @@ def test_rows_that_a_compiled_form_does_not_take_go_to_the_original() -> None:
 def test_more_rows_than_a_compiled_form_is_for_go_to_the_original() -> None:
     model = loaded(RandomForestClassifier(3, random_state=0).fit(X, Y))
     assert model.compile() == ""
-    model.predict(X[:128])
-    assert model.engine.startswith("treelite ")
-    model.predict(X[:129])
+    assert model.form is not None
+    most = model.form.most_rows
+    many = np.resize(X, (most + 1, X.shape[1]))
+    model.predict(many[:most])
+    assert model.engine.startswith("onnxruntime ")
+    model.predict(many)
     assert model.engine.startswith("sklearn ")
+
+
+FOREST = RandomForestClassifier(20, min_samples_leaf=20, random_state=0).fit(X, Y)
+
+
+def test_a_tolerance_lets_another_precision_in_and_the_engine_says_so() -> None:
+    model = loaded(FOREST, outputs=PROBABILITY)
+    expected = np.asarray([column.values for column in model.predict(X)])
+    assert model.compile(1e-6) == ""
+    assert np.allclose(np.asarray([column.values for column in model.predict(X)]), expected, rtol=1e-6, atol=1e-6)
+    assert re.fullmatch(r"onnxruntime [\d.]+ \(RandomForestClassifier\) within 1e-06", model.engine)
+
+
+def test_without_a_tolerance_or_beyond_it_none_is_let_in_that_differs() -> None:
+    for tolerance in (0.0, 1e-15):
+        model = loaded(FOREST, outputs=PROBABILITY)
+        expected = np.asarray([column.values for column in model.predict(X)])
+        model.compile(tolerance)
+        assert np.allclose(np.asarray([column.values for column in model.predict(X)]), expected, rtol=0, atol=1e-15)
+        assert not model.engine.startswith("onnxruntime ")
+
+
+def test_golden_examples_to_the_last_bit_are_not_given_up_for_a_tolerance() -> None:
+    golden = [
+        {"inputs": row.tolist(), "outputs": {"p": float(FOREST.predict_proba([row])[0, 1])}, "tolerance": 0}
+        for row in X[:20]
+    ]
+    model = loaded(FOREST, outputs=PROBABILITY, golden=golden)
+    model.compile(1e-6)
+    model.warm()
+    assert not model.engine.startswith("onnxruntime ")
 
 
 def test_a_model_without_a_compiled_form_stays_as_it_is() -> None:

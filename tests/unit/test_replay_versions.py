@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any
 import joblib
 import numpy as np
 import pytest
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LinearRegression
 from threadpoolctl import threadpool_limits
 
+from consumers.model.model import load_model
 from consumers.replay.versions import KEPT, Artifacts, VersionGone, Versions, VersionUnloadable
 from contract.settings import Settings
 from contract.signature import Signature, parse_signature
@@ -139,6 +142,38 @@ def test_the_engine_that_answered_is_the_one_that_is_asked(artifacts: Artifacts)
         loaded.predict(np.array([[3.0]]), engine)
         engines.append(loaded.model.engine.partition(" ")[0])
     assert engines == ["sklearn", "numpy", "sklearn", "sklearn"]
+
+
+def test_a_form_that_a_tolerance_let_in_is_asked_again_and_so_is_each_other_that_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows, noise = np.random.default_rng(0).normal(size=(2, 200, 1))
+    forest = RandomForestClassifier(20, min_samples_leaf=20, random_state=0).fit(rows, (rows > noise)[:, 0])
+    share = {"outputs": [{"name": "p", "call": "predict_proba", "class": True}]}
+    shares, _ = parse_signature(json.dumps({**json.loads(signature().canonical()), **share}).encode())
+    artifacts = Artifacts(shares, {"model.joblib": dumped(forest)})
+    live = load_model(artifacts.signature, artifacts.files)
+    assert live.compile(1e-6) == ""
+    loaded = Versions(Place(artifacts)).load("m", "1.0.0", digest_of(artifacts))
+    for _ in range(2):
+        answers, engines = [], []
+        live.predict(rows)
+        for engine in (live.engine, "treelite 4.8 (RandomForestClassifier)", "sklearn 1.9"):
+            answers.append(loaded.predict(rows, engine)[0].values)
+            engines.append(loaded.model.engine)
+        assert engines[0] == live.engine
+        assert engines[0].endswith(" within 1e-06")
+        assert [each.partition(" ")[0] for each in engines] == ["onnxruntime", "treelite", "sklearn"]
+        np.testing.assert_array_equal(answers[0], live.predict(rows)[0].values, strict=True)
+        assert not np.array_equal(answers[0], answers[2])
+    # Another version of the library is no other form, and its name says what computed here.
+    loaded.predict(rows, "onnxruntime 1.0 (RandomForestClassifier) within 1e-06")
+    assert loaded.model.engine == live.engine.partition(" within")[0]
+    # Where there is no such form here the model's own library answers, and verify tells the engines apart.
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    without = Versions(Place(artifacts)).load("m", "1.0.0", digest_of(artifacts))
+    without.predict(rows, live.engine)
+    assert without.model.engine.startswith("sklearn ")
 
 
 def test_a_store_has_a_version_by_its_contents_wherever_they_stand(artifacts: Artifacts, tmp_path: Path) -> None:

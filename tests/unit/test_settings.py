@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from contract.settings import Settings, SettingsError
+from contract.settings import Settings, SettingsError, tolerances
 
 
 def refused(**flags: Any) -> str:
@@ -100,6 +100,20 @@ def test_every_wrong_setting_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -
 def test_models_are_listed_with_commas(value: str, models: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MILLSTREAM_MODELS", value)
     assert Settings.read().models == models
+
+
+def test_a_tolerance_is_a_models_own_and_none_has_one_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tolerances(Settings.read().compile_tolerance) == {}
+    monkeypatch.setenv("MILLSTREAM_COMPILE_TOLERANCE", "churn=1e-7, fraud = 0.001")
+    settings = Settings.read()
+    assert tolerances(settings.compile_tolerance) == {"churn": 1e-7, "fraud": 0.001}
+    monkeypatch.setenv("MILLSTREAM_COMPILE_TOLERANCE", settings.environment()["MILLSTREAM_COMPILE_TOLERANCE"])
+    assert Settings.read() == settings
+
+
+@pytest.mark.parametrize("value", ["1e-7", "churn", "churn=", "churn=x", "churn=-1", "churn=1", "churn=nan", "=1e-7"])
+def test_a_tolerance_without_a_model_or_a_small_number_is_refused(value: str) -> None:
+    assert f"got '{value}'" in refused(compile_tolerance=value)
 
 
 def test_a_file_that_is_not_there_is_named(toml: Path) -> None:

@@ -11,6 +11,9 @@ import numpy.typing as npt
 Matrix = npt.NDArray[np.float64]
 Call = Callable[[Matrix], npt.NDArray[Any]]
 
+WITHIN = " within "
+"""What stands in the name of an engine before the tolerance that it was let in with."""
+
 
 class NotTaken(Exception):
     """Rows that only the original may judge, such as NaN; it answers or raises as its library does."""
@@ -28,6 +31,14 @@ class Form(NamedTuple):
     """What computes it, for the event log: `numpy 2.4.0 (LogisticRegression)`."""
     most_rows: int
     """Above so many rows in one call the original is the faster one."""
+    is_exact: bool = True
+    """Whether it is used only where no bit differs; else only where a tolerance is allowed."""
+    tolerance: float = 0.0
+    """What it was let in with: by how much a number may differ, and by which part of itself; 0: in no bit."""
+
+    def within(self, tolerance: float) -> Form:
+        """The same, let in with this tolerance, which its engine then names."""
+        return self._replace(tolerance=tolerance, engine=f"{self.engine}{WITHIN}{tolerance:g}") if tolerance else self
 
 
 def class_of(step: object) -> str:

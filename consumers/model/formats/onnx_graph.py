@@ -46,22 +46,26 @@ class Onnx:
 
     def load(self, file: Stored) -> OnnxGraph:
         """The graph; raises UnloadableModel where an input takes no rows."""
-        import onnxruntime
+        return OnnxGraph(file.name, opened(file.content, file.threads, file.beside))
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = file.threads, 1
-        # Threads that wait for the next call in a loop would take the cores from the other workers.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        options.log_severity_level = _QUIET
-        # No graph may name a file of this machine: what it names comes from the version, or from nowhere.
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NO_FOLDER)
-        if file.beside:
-            names = list(file.beside)
-            buffers = [file.beside[name] for name in names]
-            options.add_external_initializers_from_files_in_memory(names, buffers, [len(each) for each in buffers])
-        session = onnxruntime.InferenceSession(file.content, options, providers=["CPUExecutionProvider"])
-        return OnnxGraph(file.name, session)
+
+def opened(content: bytes, threads: int = 1, beside: Mapping[str, bytes] | None = None) -> Any:
+    """A session for a serialized graph, computing with so many threads; `beside` has its weights by name of file."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    # Threads that wait for the next call in a loop would take the cores from the other workers.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _QUIET
+    # No graph may name a file of this machine: what it names comes from the version, or from nowhere.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NO_FOLDER)
+    if beside:
+        names = list(beside)
+        buffers = [beside[name] for name in names]
+        options.add_external_initializers_from_files_in_memory(names, buffers, [len(each) for each in buffers])
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 class OnnxGraph(Program):
