@@ -52,7 +52,7 @@ lock:  ## Write the lock files anew, with the newest versions that pyproject.tom
 	$(PYTHON) -m venv .tools/lock
 	.tools/lock/bin/python -m pip install --disable-pip-version-check --quiet $(UV)
 	$(COMPILE) --upgrade --extra xgboost --extra fast --extra reports --extra dev --output-file requirements-dev.lock
-	$(COMPILE) --upgrade --constraint requirements-dev.lock --extra xgboost --extra fast --extra reports --output-file requirements.lock
+	$(COMPILE) --upgrade --constraint requirements-dev.lock --extra xgboost --extra compile --extra fast --extra reports --output-file requirements.lock
 
 clean:  ## Remove the virtual environment and every cache
 	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
