@@ -40,6 +40,9 @@ class Settings(BaseSettings):
     prefix: str = Field("ms", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="First part of every key.")
     log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    allocator: Literal["auto", "system"] = Field(
+        "auto", description="auto: mimalloc where it is installed; system: the C library's."
+    )
 
     listen: str = Field("127.0.0.1:50051", description="Where the gateway listens; port 0 takes a free one.")
     engine: Literal["auto", "grpcio", "native"] = Field("auto", description="The gateway's gRPC server.")

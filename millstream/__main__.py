@@ -29,9 +29,12 @@ def _run(role: str, state_dir: str) -> NoReturn:
         _log_without_colours()
     try:
         from contract.settings import Settings
+        from millstream.local.allocator import preloaded
+
+        settings = preloaded(Settings.read(state_dir=Path(state_dir)))
         from millstream.roles import ROLES
 
-        ROLES[role](Settings.read(state_dir=Path(state_dir)))
+        ROLES[role](settings)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:  # noqa: BLE001 - explained to whoever reads the log

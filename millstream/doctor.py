@@ -23,6 +23,7 @@ from contract.settings import Settings
 from contract.trust import KeyUnusable, public_key
 from gateway.preflight import Finding, preflight
 from millstream.calls import channel_options
+from millstream.local import allocator
 from millstream.local.embedded_redis import ServerMissing, default_memory, find_server, memory_limit, ram
 from millstream.local.state_dir import Running, StateDir
 from millstream.roles import public_key_file
@@ -57,6 +58,7 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
 
 def _machine(settings: Settings, state: StateDir, running: Running | None) -> Iterator[Finding]:
     yield Finding("Python", "ok", f"{platform.python_version()} on {platform.platform(terse=True)}")
+    yield Finding("allocator", "ok", allocator.in_words(settings))
     if not settings.redis_url:
         try:
             yield Finding("server", "ok", str(find_server()))

@@ -17,6 +17,7 @@ from contract.connection import connect
 from contract.keys import Keys
 from contract.presence import consumer_prefix
 from contract.settings import Settings
+from millstream.local.allocator import preloading
 from millstream.local.child import Child
 from millstream.local.ready import notify_ready
 from millstream.local.state_dir import StateDir
@@ -27,7 +28,7 @@ log = structlog.get_logger()
 
 def workers(settings: Settings, count: int) -> list[Child]:
     """The children of a pool, `worker-1` and on."""
-    environment = {**settings.environment(), "MILLSTREAM_WORKERS": "1"}
+    environment = {**settings.environment(), **preloading(settings), "MILLSTREAM_WORKERS": "1"}
     # A child's variables are the same in each of its lives: who takes a dead worker's place has its slot.
     return [
         Child(

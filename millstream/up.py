@@ -34,6 +34,7 @@ from contract.connection import connect
 from contract.settings import Settings
 from millstream import pool
 from millstream.calls import channel_options
+from millstream.local import allocator
 from millstream.local.child import Child
 from millstream.local.embedded_redis import EmbeddedServer, Lifeline
 from millstream.local.life import ending
@@ -156,6 +157,8 @@ async def running(settings: Settings, say: Say, *, accept_gap: bool = False) -> 
         await stack.enter_async_context(supervisor)
         stack.push_async_callback(_stop, house, say)
 
+        if allocator.preloading(settings):
+            say(f"allocator {allocator.in_words(settings)}")
         if settings.redis_url:
             await anyio.to_thread.run_sync(_reach, settings.redis_url)
             house.addresses["redis"] = settings.redis_url
@@ -164,7 +167,8 @@ async def running(settings: Settings, say: Say, *, accept_gap: bool = False) -> 
                 state, sockets.redis, fsync=settings.embedded_fsync, maxmemory=settings.embedded_maxmemory
             )
             say(f"redis     {server.binary.name}, AOF {server.fsync}, maxmemory {server.maxmemory // 2**20} MB")
-            await supervisor.start(server.child(lifeline, lock.fd), ready_within=LOAD_REDIS_S)
+            keeper = server.child(lifeline, lock.fd, env=allocator.preloading(settings))
+            await supervisor.start(keeper, ready_within=LOAD_REDIS_S)
             house.addresses["redis"] = server.url
         house.addresses["registry"] = f"unix:{sockets.registry}"
         house.addresses["event_log"] = f"unix:{sockets.sink}"
@@ -365,6 +369,6 @@ def _role(name: str, settings: Settings, *words: str) -> Child:
     return Child(
         name=name,
         argv=(sys.executable, "-m", "millstream", name, *words, "--state-dir", str(settings.state_dir)),
-        env=settings.environment(),
+        env={**settings.environment(), **allocator.preloading(settings)},
         orphan_signal=signal.SIGTERM,
     )

@@ -32,6 +32,7 @@ from contract.record import ModelRecord
 from contract.request import Native, native, value_of
 from contract.settings import Settings
 from contract.trust import private_key
+from millstream.local.allocator import preloading
 from protos import millstream_v1_pb2 as v1
 from protos import millstream_v1_pb2_grpc as v1_grpc
 from protos import millstream_wire_v1_pb2 as wire
@@ -63,7 +64,8 @@ class RoleProcess(Server):
         self.settings = {**settings, "state_dir": folder}
 
     def command(self) -> list[str]:
-        env = [f"MILLSTREAM_{name.upper()}={value}" for name, value in self.settings.items()]
+        told = {f"MILLSTREAM_{name.upper()}": value for name, value in self.settings.items()}
+        env = [f"{name}={value}" for name, value in {**told, **preloading(Settings.read())}.items()]
         program = [sys.executable, "-m", "millstream", self.role]
         return [shutil.which("env") or "/usr/bin/env", f"PYTHONPATH={ROOT}", *env, *program]
 

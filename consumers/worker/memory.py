@@ -8,6 +8,8 @@ from contextlib import suppress
 ROOM_BYTES = 64 * 2**20
 _M_MMAP_THRESHOLD = -3
 """Of malloc.h. https://man7.org/linux/man-pages/man3/mallopt.3.html"""
+_MI_PURGE_DELAY = 15
+"""Of mimalloc.h, in milliseconds; a second unless it is set. https://microsoft.github.io/mimalloc/group__options.html"""
 
 
 def has_room() -> bool:
@@ -20,19 +22,29 @@ def has_room() -> bool:
 
 
 def give_back() -> None:
-    """Returns freed memory to the system, which glibc keeps for later: loading frees a lot at once, and then no more.
+    """Returns freed memory to the system, which malloc keeps for later: loading frees a lot at once, and then no more.
 
-    Nothing where the C library has no such call. https://man7.org/linux/man-pages/man3/malloc_trim.3.html
+    By mimalloc where the process has that one, else by glibc; nothing where the C library has no such call.
+    https://man7.org/linux/man-pages/man3/malloc_trim.3.html
     """
     with suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
+        here = ctypes.CDLL(None)
+        try:
+            here.mi_collect(True)
+        except AttributeError:
+            here.malloc_trim(0)
 
 
 def give_back_each(least: int) -> None:
     """From now on whatever has at least so many bytes goes back to the system the moment that it is freed.
 
-    glibc raises that limit by itself up to 32 MiB, so that chunks of an artifact leave holes which nobody fills. For a
-    process that computes with large arrays it would be a loss: each would be fetched from the system anew.
+    glibc raises that limit by itself up to 32 MiB, so that chunks of an artifact leave holes which nobody fills.
+    mimalloc knows no such limit, and waits for a second and the next thing that is freed: here it gives back at once.
+    For a process that computes with large arrays it would be a loss: each would be fetched from the system anew.
     """
     with suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, least)
+        here = ctypes.CDLL(None)
+        try:
+            here.mi_option_set(_MI_PURGE_DELAY, 0)
+        except AttributeError:
+            here.mallopt(_M_MMAP_THRESHOLD, least)

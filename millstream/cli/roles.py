@@ -244,7 +244,7 @@ def gateway(
     from millstream.roles import gateway as run
 
     run(
-        settings_of(
+        _serving(
             redis_url=redis_url,
             listen=listen,
             prefix=prefix,
@@ -278,7 +278,7 @@ def worker(
     from millstream.roles import worker as run
 
     run(
-        settings_of(
+        _serving(
             redis_url=redis_url,
             workers=workers,
             models=tuple(model) if model else None,
@@ -317,7 +317,7 @@ def sink(
     from millstream.roles import sink as run
 
     run(
-        settings_of(
+        _serving(
             redis_url=redis_url,
             sink_listen=listen,
             prefix=prefix,
@@ -355,7 +355,7 @@ def registry(
     from millstream.roles import registry as run
 
     run(
-        settings_of(
+        _serving(
             redis_url=redis_url,
             store_url=store,
             registry_listen=listen,
@@ -392,6 +392,13 @@ def settings_of(**flags: Any) -> Settings:
     from contract.settings import Settings
 
     return Settings.read(**flags)
+
+
+def _serving(**flags: Any) -> Settings:
+    """The same for a process that is to serve for long: it begins anew where it can have a faster allocator."""
+    from millstream.local.allocator import preloaded
+
+    return preloaded(settings_of(**flags))
 
 
 def _end(exit_code: int | None) -> None:

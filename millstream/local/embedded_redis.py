@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,13 +65,17 @@ class Lifeline:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedServer:
-    """The embedded server of one state directory; `maxmemory` in bytes."""
+    """The embedded server of one state directory; `maxmemory` in bytes.
+
+    `plain`: it allocates by the C library's malloc, and not by one of its own that it knows by name.
+    """
 
     binary: Path
     directory: Path
     socket: Path
     fsync: Literal["everysec", "always"]
     maxmemory: int
+    plain: bool = False
 
     @classmethod
     def prepare(
@@ -81,7 +86,8 @@ class EmbeddedServer:
         Raises ServerMissing, ValueError for a maxmemory that is none, StateDirError.
         """
         limit = memory_limit(maxmemory) if maxmemory else default_memory(ram())
-        server = cls(find_server(), state.redis, socket, fsync, limit)
+        binary, said = _found()
+        server = cls(binary, state.redis, socket, fsync, limit, plain=" malloc=libc " in said)
         try:
             replace_file(server.config_file, server.config())
         except OSError as error:
@@ -118,8 +124,11 @@ class EmbeddedServer:
         ]
         return b"\n".join(lines) + b"\n"
 
-    def child(self, lifeline: Lifeline, lock_fd: int) -> Child:
-        """The keeper that runs the server, to be started before all others; its log is redis.log."""
+    def child(self, lifeline: Lifeline, lock_fd: int, *, env: Mapping[str, str] | None = None) -> Child:
+        """The keeper that runs the server, to be started before all others; its log is redis.log.
+
+        `env` is what gives a plain server another allocator: one of its own is as fast, and should not get a second.
+        """
         root = Path(__file__).parents[2]
         return Child(
             name="redis",
@@ -130,6 +139,7 @@ class EmbeddedServer:
                 *(os.fspath(self.socket), os.fspath(Path(keeper.__file__).with_name("shim.py"))),
                 *(os.fspath(self.binary), os.fspath(self.config_file)),
             ),
+            env=(env or {}) if self.plain else {},
             stop_signal=signal.SIGUSR1,
             orphan_signal=None,
             fds=(lifeline.read_fd, lock_fd),
@@ -138,6 +148,11 @@ class EmbeddedServer:
 
 def find_server() -> Path:
     """The wheel's server, else one from PATH that is new enough. Raises ServerMissing with what would help."""
+    return _found()[0]
+
+
+def _found() -> tuple[Path, str]:
+    """The server, and what it says of its version and how it was built."""
     tried = []
     for candidate in _candidates():
         try:
@@ -149,7 +164,7 @@ def find_server() -> Path:
             continue
         found = re.search(r"\bv=(\d+)\.(\d+)", said)
         if found and (int(found[1]), int(found[2])) >= _OLDEST:
-            return candidate
+            return candidate, said
         tried.append(f"{candidate} is {said.split(' sha=')[0].strip() or 'of an unknown version'}")
     seen = f" ({'; '.join(tried)})" if tried else ""
     raise ServerMissing(

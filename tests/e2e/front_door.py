@@ -49,6 +49,11 @@ def processes_of(folder: Path) -> list[int]:
     return found
 
 
+def has_mimalloc(pid: int) -> bool:
+    """Whether that process allocates by it, or could."""
+    return "/libmimalloc.so" in Path(f"/proc/{pid}/maps").read_text()
+
+
 class FrontDoor(Server):
     """`millstream up`, or another command that serves until it is stopped; what it says stands in `log`."""
 

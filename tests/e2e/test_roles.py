@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.front_door import START_S, run
+from millstream.local.allocator import library
+from tests.e2e.front_door import START_S, has_mimalloc, run
 from tests.servers import LOOPBACK, ROOT, free_port
 
 NOWHERE = f"redis://{LOOPBACK}:1"
@@ -49,6 +51,32 @@ def test_a_gateway_without_redis_says_so_when_its_patience_ends() -> None:
     assert done.stderr.splitlines()[-1] == expected
     assert "waiting for Redis" in done.stderr
     assert "secret" not in done.stderr
+
+
+@pytest.mark.skipif(library() is None, reason="mimalloc comes with the extra `fast`, on Linux")
+@pytest.mark.parametrize(
+    ("told", "has_it"),
+    [({}, True), ({"MILLSTREAM_ALLOCATOR": "system"}, False), ({"LD_PRELOAD": "libm.so.6"}, False)],
+    ids=["not told", "switched off", "with a library of the user's"],
+)
+@pytest.mark.parametrize("words", [("gateway",), ("gateway", "--state-dir", ".")], ids=["by command", "as a child"])
+def test_a_role_that_is_started_alone_begins_anew_with_the_faster_allocator(
+    words: tuple[str, ...], told: dict[str, str], has_it: bool, tmp_path: Path
+) -> None:
+    """It is looked at while it waits for a Redis that never comes."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "millstream", *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MILLSTREAM_REDIS_URL": NOWHERE, **told},
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as role:
+        try:
+            assert role.stderr is not None
+            assert any("waiting for Redis" in line for line in role.stderr)
+            assert has_mimalloc(role.pid) == has_it
+        finally:
+            role.kill()
 
 
 def test_a_worker_without_the_registry_s_key_says_where_it_looked(tmp_path: Path) -> None:

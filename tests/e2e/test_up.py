@@ -15,8 +15,9 @@ import pytest
 
 from ingest.answer import Answer, PredictionError
 from ingest.producer import Producer
+from millstream.local.allocator import library
 from tests.conditions import eventually
-from tests.e2e.front_door import FrontDoor, processes_of, run, until_gone
+from tests.e2e.front_door import FrontDoor, has_mimalloc, processes_of, run, until_gone
 from tests.trial_models import runs
 
 # The first signature that people write, with a comma left out after the version.
@@ -92,6 +93,14 @@ def test_every_command_finds_it_by_its_state_directory(up: FrontDoor) -> None:
     done = up.cli("status")
     assert done.returncode == 0
     assert "SERVING" in done.stdout
+
+
+@pytest.mark.skipif(library() is None, reason="mimalloc comes with the extra `fast`, on Linux")
+def test_whatever_it_starts_to_serve_has_the_faster_allocator(up: FrontDoor) -> None:
+    assert len(up.lines("allocator")) == 1
+    pids = {role: up.pid_of(role) for role in ("gateway", "worker", "sink", "registry")}
+    found = {role: has_mimalloc(pid) for role, pid in {**pids, "redis": up.server_pid()}.items()}
+    assert set(found.values()) == {True}, found
 
 
 def test_a_second_one_on_the_same_directory_is_refused_and_names_the_first(up: FrontDoor) -> None:

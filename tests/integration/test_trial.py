@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import uuid
@@ -35,12 +34,11 @@ SECRET = "SECRET_OF_THE_REGISTRY"
 async def own() -> AsyncIterator[Trials]:
     """Trials by a warden of this process; each test leaves it usable."""
     # It starts with the first trial.
-    os.environ[SECRET] = SECRET
-    try:
+    with pytest.MonkeyPatch.context() as here:
+        here.setenv(SECRET, SECRET)
+        here.setenv("LD_PRELOAD", "libmimalloc.so")  # as a registry has it, in whose place nothing could be found
         async with trials(Settings.read(trial_memory=MEMORY), THREAD_LIMITS) as own:
             yield own
-    finally:
-        del os.environ[SECRET]
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +245,7 @@ async def test_a_version_that_ends_the_warden_is_tried_again_and_then_refused(ow
 async def test_a_version_finds_no_environment_and_no_open_files(own: Trials) -> None:
     look = f"""
 import os
-names = [name for name in ("HOME", "PATH", {SECRET!r}) if name in os.environ]
+names = [name for name in ("HOME", "PATH", "LD_PRELOAD", {SECRET!r}) if name in os.environ]
 fds = sorted(map(int, os.listdir("/proc/self/fd")))
 raise ValueError(f"has {{names}} {{{SECRET!r}.encode() in open('/proc/self/environ', 'rb').read()}}, open {{fds}}")
 """
