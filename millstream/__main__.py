@@ -31,7 +31,9 @@ def _run(role: str, state_dir: str) -> NoReturn:
         from contract.settings import Settings
         from millstream.local.allocator import preloaded
 
-        settings = preloaded(Settings.read(state_dir=Path(state_dir)))
+        settings = Settings.read(state_dir=Path(state_dir))
+        if role != "registry":
+            settings = preloaded(settings)
         from millstream.roles import ROLES
 
         ROLES[role](settings)

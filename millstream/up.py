@@ -366,9 +366,10 @@ async def _start(supervisor: Supervisor, child: Child, silence_s: float) -> None
 
 def _role(name: str, settings: Settings, *words: str) -> Child:
     """A role as a child; recognisable by its command line."""
+    faster = {} if name == "registry" else allocator.preloading(settings)
     return Child(
         name=name,
         argv=(sys.executable, "-m", "millstream", name, *words, "--state-dir", str(settings.state_dir)),
-        env={**settings.environment(), **allocator.preloading(settings)},
+        env={**settings.environment(), **faster},
         orphan_signal=signal.SIGTERM,
     )

@@ -8,8 +8,6 @@ from contextlib import suppress
 ROOM_BYTES = 64 * 2**20
 _M_MMAP_THRESHOLD = -3
 """Of malloc.h. https://man7.org/linux/man-pages/man3/mallopt.3.html"""
-_MI_PURGE_DELAY = 15
-"""Of mimalloc.h, in milliseconds; a second unless it is set. https://microsoft.github.io/mimalloc/group__options.html"""
 
 
 def has_room() -> bool:
@@ -38,13 +36,8 @@ def give_back() -> None:
 def give_back_each(least: int) -> None:
     """From now on whatever has at least so many bytes goes back to the system the moment that it is freed.
 
-    glibc raises that limit by itself up to 32 MiB, so that chunks of an artifact leave holes which nobody fills.
-    mimalloc knows no such limit, and waits for a second and the next thing that is freed: here it gives back at once.
-    For a process that computes with large arrays it would be a loss: each would be fetched from the system anew.
+    glibc raises that limit by itself up to 32 MiB, so that chunks of an artifact leave holes which nobody fills. For a
+    process that computes with large arrays it would be a loss: each would be fetched from the system anew.
     """
     with suppress(AttributeError, OSError, TypeError):
-        here = ctypes.CDLL(None)
-        try:
-            here.mi_option_set(_MI_PURGE_DELAY, 0)
-        except AttributeError:
-            here.mallopt(_M_MMAP_THRESHOLD, least)
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, least)

@@ -355,7 +355,7 @@ def registry(
     from millstream.roles import registry as run
 
     run(
-        _serving(
+        settings_of(
             redis_url=redis_url,
             store_url=store,
             registry_listen=listen,
@@ -395,7 +395,7 @@ def settings_of(**flags: Any) -> Settings:
 
 
 def _serving(**flags: Any) -> Settings:
-    """The same for a process that is to serve for long: it begins anew where it can have a faster allocator."""
+    """The same for a process that requests pass through: it begins anew where it can have a faster allocator."""
     from millstream.local.allocator import preloaded
 
     return preloaded(settings_of(**flags))

@@ -1,9 +1,10 @@
-"""The allocator of every process that serves: mimalloc, where the extra `fast` has brought it.
+"""The allocator of whatever a request passes through: mimalloc, where the extra `fast` has brought it.
 
 Which malloc a process has is settled before its program begins, by LD_PRELOAD. So children of `up` get the variable in
 their environment and hand it on, to the embedded server too; a role that was started alone becomes itself again, once,
-with the variable set. What is confined starts with a bare environment and stays with the C library's: trials, and SQL
-over the event log. Their limits are on address space, of which mimalloc reserves more than it takes.
+with the variable set. The registry does nothing for a request, and stays with the C library's malloc, which takes less
+memory. What is confined starts with a bare environment and so stays with it too: trials, and SQL over the event log.
+Their limits are on address space, of which mimalloc reserves more than it takes.
 """
 
 from __future__ import annotations
