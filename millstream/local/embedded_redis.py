@@ -115,6 +115,10 @@ class EmbeddedServer:
             b"appendonly yes",
             b"appendfsync " + self.fsync.encode(),
             b"aof-use-rdb-preamble yes",
+            # What is written anew is mostly replies that soon expire: neither often nor compressed. So much is read in
+            # 5 to 10 seconds at a start.
+            b"auto-aof-rewrite-min-size 256mb",
+            b"rdbcompression no",
             b'save ""',
             b"maxmemory %d" % self.maxmemory,
             b"maxmemory-policy noeviction",
