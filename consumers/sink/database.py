@@ -33,6 +33,8 @@ _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "memory_limit": "1GB",
     # Compressing at each 16 MB of log, the default, costs as much as inserting does.
     "checkpoint_threshold": "64MB",
+    # The kind of a gathered column is that of its first value: each has but one.
+    "pandas_analyze_sample": 1,
 }
 _SELECT_LAST = """
 SELECT greatest((SELECT coalesce(max(sequence), 0) FROM events),

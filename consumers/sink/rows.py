@@ -197,7 +197,8 @@ def joined(links: Sequence[Link], first_sequence: int, chains: Sequence[bytes]) 
     columns = _table(links)
     for name in TIMES:
         micros = columns[name]
-        columns[name] = np.where((micros > FIRST_US) & (micros < LAST_US), micros, 0)
+        if micros.min() <= FIRST_US or micros.max() >= LAST_US:
+            columns[name] = np.where((micros > FIRST_US) & (micros < LAST_US), micros, 0)
     count = len(columns["number"])
     columns["sequence"] = np.arange(first_sequence, first_sequence + count, dtype=np.int64)
     columns["chain"] = np.full(count, None, dtype=object)
@@ -239,10 +240,14 @@ def _table(links: Sequence[Link]) -> dict[str, Column]:
         "runtime_id": [head.runtime_id for head in heads],
     }
     for name, values in of_links.items():
-        column = np.empty(len(links), dtype=object)
-        column[:] = [value or None for value in values]
-        columns[name] = np.repeat(column, counts)
+        one = len(set(values)) == 1
+        columns[name] = same(values[0] or None, count) if one else np.repeat(texts([v or None for v in values]), counts)
     return columns
+
+
+def same(value: str | bytes | int | None, count: int, kind: type[np.generic] = np.object_) -> Column:
+    """A column that has one value in all its rows, which takes no room."""
+    return np.broadcast_to(np.array(value, dtype=kind), count)
 
 
 def _parts(links: Sequence[Link], link_of: Column) -> list[Part]:
@@ -312,9 +317,7 @@ def _assembled(name: str, parts: Sequence[Part], count: int) -> Column:
     first = values[0]
     if not isinstance(first, np.ndarray):
         if all(not isinstance(value, np.ndarray) and value == first for value in values[1:]):
-            whole: Column = np.empty(count, dtype=kind)
-            whole.fill(first)  # np.full takes the zeros from the end of a text
-            return whole
+            return same(first, count, kind)
     elif len(parts) == 1:
         return first
     column: Column = np.full(count, None, dtype=object) if kind is np.object_ else np.zeros(count, dtype=kind)
