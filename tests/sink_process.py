@@ -65,6 +65,13 @@ class Death:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
+POINTS = {
+    "rows": ("INSERT INTO events",),
+    "positions": ("INSERT INTO positions", "UPDATE positions"),
+}
+"""What a statement that was executed begins with."""
+
+
 class WatchedConnection:
     """A connection to the event database whose steps are points."""
 
@@ -81,8 +88,8 @@ class WatchedConnection:
 
     def execute(self, sql: str, parameters: Any = None) -> Any:
         answer = self._connection.execute(sql, parameters)
-        for start, point in (("INSERT INTO events", "rows"), ("INSERT OR REPLACE INTO positions", "positions")):
-            if sql.startswith(start):
+        for point, starts in POINTS.items():
+            if sql.startswith(starts):
                 self._death.passes(point)
         return answer
 

@@ -23,6 +23,7 @@ from consumers.sink.schema import (
     SELECT_NEWEST,
     SELECT_POSITIONS,
     SELECT_RECORDED,
+    UPDATE_POSITION,
     insert_events,
 )
 from consumers.sink.segments import NO_DAMAGE, Segments
@@ -97,7 +98,10 @@ class EventDatabase:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._committed = threading.Condition()
+        self._waiting = 0
         self._sequence = 0
+        self._chains: Mapping[str, bytes] | None = None
+        """The chain's value of each model that has a position; None where the database must be asked."""
         self.segments = Segments(self.folder)
         self._connection = self._open()
 
@@ -125,6 +129,7 @@ class EventDatabase:
             )
             raise EventDatabaseError(f"the event database {self._path} can't be opened: {why}") from None
         self._sequence = last
+        self._chains = None
         return connection
 
     @property
@@ -163,8 +168,17 @@ class EventDatabase:
     def wait_beyond(self, sequence: int, timeout_s: float) -> int:
         """The sequence of the last committed row, as soon as it is above this one or the time is over."""
         with self._committed:
-            self._committed.wait_for(lambda: self._sequence > sequence, timeout_s)
+            self._waiting += 1
+            try:
+                self._committed.wait_for(lambda: self._sequence > sequence, timeout_s)
+            finally:
+                self._waiting -= 1
             return self._sequence
+
+    @property
+    def followed(self) -> bool:
+        """Whether somebody waits for the next commit."""
+        return self._waiting > 0
 
     def positions(self) -> dict[str, Position]:
         """How far each model's stream is."""
@@ -213,7 +227,10 @@ class EventDatabase:
         connection = self._connection
         sequence = self._sequence
         # The chain goes on from what is in the database, whatever became of an earlier commit or of a part of this one.
-        before = {model_id: position.chain for model_id, position in self.positions().items()}
+        before = self._chains
+        if before is None:
+            before = {model_id: position.chain for model_id, position in self.positions().items()}
+        self._chains = None  # until it is known what became of this one
         chains, after = chained(batch.links, before)
         # Outside of the transaction, where it can be taken back whatever became of that.
         rows = joined(batch.links, sequence + 1, chains) if batch.events else {}
@@ -226,9 +243,13 @@ class EventDatabase:
             for gap in batch.gaps:
                 row = [gap.model_id, gap.from_entry, gap.to_entry, gap.expected, gap.found, gap.why]
                 connection.execute(INSERT_GAP, row)
+            after = {model_id: after.get(model_id) or before.get(model_id, BEGINNING) for model_id in batch.positions}
             for model_id, position in batch.positions.items():
-                value = after.get(model_id) or before.get(model_id, BEGINNING)
-                connection.execute(INSERT_POSITION, [model_id, *astuple(replace(position, chain=value))])
+                row = astuple(replace(position, chain=after[model_id]))
+                if model_id in before:
+                    connection.execute(UPDATE_POSITION, [*row, model_id])
+                else:
+                    connection.execute(INSERT_POSITION, [model_id, *row])
             connection.commit()
         except BaseException:
             with contextlib.suppress(duckdb.Error):
@@ -237,6 +258,7 @@ class EventDatabase:
         finally:
             with contextlib.suppress(duckdb.Error):
                 connection.unregister(GATHERED)
+        self._chains = {**before, **after}
         with self._committed:
             self._sequence = sequence + batch.events
             self._committed.notify_all()

@@ -184,9 +184,14 @@ def insert_events(gathered: frozenset[str]) -> str:
 
 
 INSERT_POSITION = (
-    "INSERT OR REPLACE INTO positions "
+    "INSERT INTO positions "
     "(model_id, entry_id, number, epoch, recover_until_ms, copies_until_ms, chain, ahead, updated_at) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, now())"
+)
+# It is there nearly always, and then this is less than half the work.
+UPDATE_POSITION = (
+    "UPDATE positions SET entry_id = ?, number = ?, epoch = ?, recover_until_ms = ?, copies_until_ms = ?, chain = ?, "
+    "ahead = ?, updated_at = now() WHERE model_id = ?"
 )
 # A file of an earlier version has no chain: it begins where this one goes on.
 SELECT_POSITIONS = (
