@@ -245,11 +245,11 @@ class EventDatabase:
                 connection.execute(INSERT_GAP, row)
             after = {model_id: after.get(model_id) or before.get(model_id, BEGINNING) for model_id in batch.positions}
             for model_id, position in batch.positions.items():
-                row = astuple(replace(position, chain=after[model_id]))
+                reached = astuple(replace(position, chain=after[model_id]))
                 if model_id in before:
-                    connection.execute(UPDATE_POSITION, [*row, model_id])
+                    connection.execute(UPDATE_POSITION, [*reached, model_id])
                 else:
-                    connection.execute(INSERT_POSITION, [model_id, *row])
+                    connection.execute(INSERT_POSITION, [model_id, *reached])
             connection.commit()
         except BaseException:
             with contextlib.suppress(duckdb.Error):

@@ -10,7 +10,7 @@ is, and of a text those that tell that it is ASCII. So who matches is a valid me
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -116,6 +116,8 @@ class Layout:
     digits: Digits
     ends: tuple[int, ...]
     """The last byte of each number that is not canonical where that is zero."""
+    kin: Hashable
+    """Layouts in which it is equal have the same values in all, and only lengths of numbers and of texts differ."""
 
     @classmethod
     def of(cls, piece: bytes, event: wire.Event, said: Mapping[str, str | bytes | int | None]) -> Layout | None:
@@ -155,7 +157,9 @@ class Layout:
         answer = _answer(piece, rows)
         numbers = [*(leaf for leaf in leaves.values() if leaf.path in NUMBERS or leaf.path in _STAMPS), *integers]
         digits = Digits.of(numbers)
-        return cls(len(piece), compared, whole & compared, event, constants, leaves, answer, digits, tuple(ends))
+        cells = tuple(cell.path for cell in answer.cells)
+        kin = (tuple(sorted(constants.items())), tuple(leaves), leaves[MATRIX].size, answer.template, cells)
+        return cls(len(piece), compared, whole & compared, event, constants, leaves, answer, digits, tuple(ends), kin)
 
 
 _VALUES = (2, 4, 1, 2)

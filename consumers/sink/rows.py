@@ -12,7 +12,7 @@ byte, `exact` has them all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Self
 
@@ -212,11 +212,15 @@ def joined(links: Sequence[Link], first_sequence: int, chains: Sequence[bytes]) 
     return columns
 
 
+Alike = tuple[Layout, list[int]]
+"""A layout, and the places of events that have it."""
+
+
 class Part(NamedTuple):
     """Columns of some of the events."""
 
     places: Column
-    """Which ones, among all, in order."""
+    """Which ones, among all."""
     columns: Columns
 
 
@@ -251,7 +255,7 @@ def same(value: str | bytes | int | None, count: int, kind: type[np.generic] = n
 
 
 def _parts(links: Sequence[Link], link_of: Column) -> list[Part]:
-    """Events that are laid out alike together, over all links; those that are not, link by link."""
+    """Events whose layouts are kin together, over all links; those that have none, link by link."""
     alike: dict[Layout, list[int]] = {}
     rest: dict[int, dict[int, wire.Event]] = {}
     pieces: list[bytes] = []
@@ -269,12 +273,20 @@ def _parts(links: Sequence[Link], link_of: Column) -> list[Part]:
             else:
                 rest.setdefault(which, {})[place] = found
     parts = []
+    kin: dict[Hashable, list[Alike]] = {}
+    strays: list[int] = []
     for layout, places in alike.items():
-        part, strays = _part(layout, places, pieces, links, link_of) if len(places) >= _FEW else (None, places)
+        if len(places) >= _FEW:
+            kin.setdefault(layout.kin, []).append((layout, places))
+        else:
+            strays += places
+    for family in kin.values():
+        part, others = _part(family, pieces, links, link_of)
+        strays += others
         if part is not None:
             parts.append(part)
-        for place in strays:
-            rest.setdefault(int(link_of[place]), {})[place] = wire.Event.FromString(pieces[place])
+    for place in strays:
+        rest.setdefault(int(link_of[place]), {})[place] = wire.Event.FromString(pieces[place])
     for which, events in rest.items():
         link, in_order = links[which], sorted(events)
         own = [pieces[place] for place in in_order]
@@ -284,30 +296,38 @@ def _parts(links: Sequence[Link], link_of: Column) -> list[Part]:
 
 
 def _part(
-    layout: Layout, places: list[int], pieces: Sequence[bytes], links: Sequence[Link], link_of: Column
+    family: Sequence[Alike], pieces: Sequence[bytes], links: Sequence[Link], link_of: Column
 ) -> tuple[Part | None, list[int]]:
     """Columns of those of these events that are sound, and the places of the others."""
-    sliced = Sliced(layout, [pieces[place] for place in places])
+    sliced, places = _sliced(family, pieces)
     own = link_of[places]
     predicted_us = np.array([link.head.predicted_us for link in links], dtype=np.int64)[own]
     good = sliced.sound(predicted_us)
     strays: list[int] = []
     if not good.all():
-        strays = [place for place, fine in zip(places, good.tolist(), strict=True) if not fine]
-        places = [place for place, fine in zip(places, good.tolist(), strict=True) if fine]
-        if not places:
+        strays = places[~good].tolist()
+        if not good.any():
             return None, strays
+        odd = frozenset(strays)
+        sound = [(layout, [place for place in its if place not in odd]) for layout, its in family]
+        sliced, places = _sliced([(layout, its) for layout, its in sound if its], pieces)
         predicted_us, own = predicted_us[good], own[good]
-        sliced = Sliced(layout, [pieces[place] for place in places])
     columns = sliced.columns()
     columns["predicted_at_timestamp"] = predicted_us
-    if layout.example.entry.hydrated:
+    entry = family[0][0].example.entry
+    if entry.hydrated:
         column = np.empty(len(places), dtype=object)
         for which in np.unique(own).tolist():
             link = links[which]
-            column[own == which] = origins(link.model_id, layout.example.entry, link.head.digest, link.names)
+            column[own == which] = origins(link.model_id, entry, link.head.digest, link.names)
         columns["origins"] = column
-    return Part(np.array(places), columns), strays
+    return Part(places, columns), strays
+
+
+def _sliced(family: Sequence[Alike], pieces: Sequence[bytes]) -> tuple[Sliced, Column]:
+    """These events, and the places of them in the order in which they are in that."""
+    places = np.array([place for _, its in family for place in its])
+    return Sliced([(layout, [pieces[place] for place in its]) for layout, its in family]), places
 
 
 def _assembled(name: str, parts: Sequence[Part], count: int) -> Column:
@@ -315,11 +335,8 @@ def _assembled(name: str, parts: Sequence[Part], count: int) -> Column:
     kind = _TYPES[name]
     values = [part.columns.get(name) for part in parts]
     first = values[0]
-    if not isinstance(first, np.ndarray):
-        if all(not isinstance(value, np.ndarray) and value == first for value in values[1:]):
-            return same(first, count, kind)
-    elif len(parts) == 1:
-        return first
+    if not isinstance(first, np.ndarray) and all(not isinstance(v, np.ndarray) and v == first for v in values):
+        return same(first, count, kind)
     column: Column = np.full(count, None, dtype=object) if kind is np.object_ else np.zeros(count, dtype=kind)
     for part, value in zip(parts, values, strict=True):
         if value is not None:
