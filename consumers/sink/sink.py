@@ -42,8 +42,8 @@ BLOCK_MS = 500
 GROUP_S, FOLLOWED_GROUP_S = 0.5, 0.2
 """Commits are at least this far apart: under load many entries share one, and when idle the first waits for none.
 
-A commit costs about 10 ms of CPU whatever it holds, mostly DuckDB's planning and the many lengths that events have, and
-6 µs more for each event. Who follows the log is not kept waiting for that.
+A commit costs about 6 ms of CPU whatever it holds, mostly DuckDB's planning, and 5 µs more for each event. Who follows
+the log is not kept waiting for that.
 """
 GATHER_S = 0.05
 """Longest time that reading on keeps what was read from its commit."""

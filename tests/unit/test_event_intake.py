@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from consumers.audit.chain import BEGINNING
@@ -15,6 +17,7 @@ from consumers.sink.intake import EventIntake
 from consumers.sink.position import Position, Seen
 from consumers.sink.rows import no_names
 from protos import millstream_wire_v1_pb2 as wire
+from tests.conditions import eventually
 from tests.event_entries import header, ok
 
 MODEL = "roi_prediction"
@@ -136,6 +139,32 @@ def test_a_commit_that_nobody_knows_of_is_known_by_its_position(log: Log) -> Non
     log.database.commit(batch)
     assert batch.is_in(log.database.positions())
     assert not replace(batch, positions={MODEL: Position("6-0", 2)}).is_in(log.database.positions())
+
+
+def test_a_commit_that_raised_is_not_in_the_chain_of_the_next(log: Log) -> None:
+    log.take("1-0", 1, "a")
+    log.commit()
+    log.take("2-0", 2, "b")
+    batch = log.intake.batch()
+    with pytest.raises(duckdb.Error):
+        log.database.commit(replace(batch, positions={MODEL: replace(batch.positions[MODEL], number=2**64)}))
+    assert log.numbers == {"a": 1}
+    log.database.commit(batch)
+    log.take("3-0", 3, "c")
+    log.commit()
+    assert log.numbers == {"a": 1, "b": 2, "c": 3}
+    assert log.position.chain == log.chain
+
+
+def test_who_waits_for_the_next_commit_is_known(log: Log) -> None:
+    assert not log.database.followed
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(log.database.wait_beyond, 0, 20.0)
+        eventually(lambda: log.database.followed)
+        log.take("1-0", 1, "a")
+        log.commit()
+        assert waiting.result(20) == 1
+    assert not log.database.followed
 
 
 def test_a_log_of_an_earlier_version_goes_on_with_the_beginning(log: Log) -> None:

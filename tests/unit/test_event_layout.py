@@ -22,6 +22,8 @@ from tests.event_shapes import MODEL, UNKNOWN, batches
 
 COUNT = 12
 """Events that are laid out alike, so that they are worth a block."""
+ROWS = tuple(row for pair in zip(range(1, COUNT + 1), range(200, 200 + COUNT), strict=True) for row in pair)
+"""Of two layouts in turn, that are kin: positions above 127 are longer."""
 
 
 def names(_model_id: str, _digest: bytes) -> tuple[str, ...]:
@@ -87,11 +89,10 @@ def test_whatever_stands_among_them_columns_are_those_of_parsed_events(raws: lis
 @given(st.data())
 def test_a_byte_that_is_another_one_never_makes_other_columns(data: st.DataObject) -> None:
     """Of events that have a layout: what still is a batch says the same whichever way it is read."""
-    rows = range(1, COUNT + 1)
-    pieces = [usual(row).SerializeToString(deterministic=True) for row in rows]
-    taught(usual(1))
+    pieces = [usual(row).SerializeToString(deterministic=True) for row in ROWS]
+    taught(usual(1), usual(200))
     for _ in range(8):
-        row, byte = data.draw(st.integers(0, COUNT - 1)), data.draw(st.integers(0, 255))
+        row, byte = data.draw(st.integers(0, len(ROWS) - 1)), data.draw(st.integers(0, 255))
         changed = bytearray(pieces[row])
         changed[data.draw(st.integers(0, len(changed) - 1))] = byte
         try:
@@ -131,7 +132,7 @@ def _rows(event: wire.Event) -> None:
 
 KINDS: dict[str, Callable[[wire.Event], Any]] = {
     "numbers": lambda e: _outputs(e, a=1.5, ab=-0.0),
-    "integers": lambda e: _outputs(e, a=-7, ab=2**40),
+    "integers": lambda e: _outputs(e, a=-7, ab=2 ** (40 + e.batch_position // 25)),
     "booleans": lambda e: _outputs(e, a=True, ab=False),
     "texts": lambda e: _outputs(e, **{"a": "100 % sûr", 'q"%s': "approved, at once"}),
     "several rows": _rows,
@@ -145,12 +146,13 @@ KINDS: dict[str, Callable[[wire.Event], Any]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_events_of_a_kind_have_a_layout(kind: str) -> None:
-    events = [usual(row) for row in range(1, COUNT + 1)]
+    events = [usual(row) for row in ROWS]
     for event in events:
         KINDS[kind](event)
-    taught(events[0])
+    taught(*events[:2])
     links = decoded([batch([event.SerializeToString(deterministic=True) for event in events])])
-    assert laid_out(links) == COUNT
+    assert laid_out(links) == len(ROWS)
+    assert len({each.kin for link in links for each in link.parsed if isinstance(each, Layout)}) == 1
     columns = gathered(links)
     assert "exact" not in columns
     assert columns == gathered([parsed(link) for link in links])
