@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import struct
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from contract.errors import Reason, Refused, Violation, invalid
 from contract.request import Native, Request
 from contract.signature import Feature, Signature
 from contract.signature_parts import MAX_INT
+from contract.wire import length_delimited, tag_bytes
 from protos import millstream_v1_pb2 as v1
 from protos import millstream_wire_v1_pb2 as wire
 
@@ -28,6 +30,8 @@ STORED_BYTES = 4096
 
 FEW_ROWS = 16
 """Fewer are checked value by value: the way by column costs more for each feature than for many rows of it."""
+
+_MATRIX, _COLUMNS = tag_bytes(5), tag_bytes(6)
 
 _FLOAT = re.compile(rb"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _ONLY_NUMBERS = frozenset((float, int)).issuperset
@@ -57,13 +61,20 @@ class Stored(NamedTuple):
 
 
 class Admitted(NamedTuple):
-    """Rows that fit the signature. `rows` holds `n` rows as Matrix or Columns."""
+    """`n` rows that fit the signature."""
 
-    rows: v1.Matrix | v1.Columns
+    rows_field: bytes
+    """They as an Entry holds them: its field `matrix` or `columns`, serialized."""
     n: int
     hydrated: Sequence[tuple[int, wire.Origin]] = ()
     degraded: bool = False
     packed: bool = False
+
+    @property
+    def rows(self) -> v1.Matrix | v1.Columns:
+        """The rows as a message, made anew."""
+        entry = wire.Entry.FromString(self.rows_field)
+        return entry.matrix if entry.WhichOneof("rows") == "matrix" else entry.columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +155,10 @@ class Admission:
             for feature in self.features
         )
         """Whether a row of finite numbers is right whatever they are."""
+        self._limits = [_limits(feature) for feature in self.features]
+        one_row = _rows_field(v1.Matrix(rows=1, float64=bytes(8 * self.width)))
+        self._one_row = one_row[: len(one_row) - 8 * self.width]
+        """What stands before the numbers of one row."""
         self._nullable = any(feature.nullable for feature in self.features)
         self._index = {feature.name: feature.index for feature in self.features}
         self._names = ", ".join(feature.name for feature in self.features[:20]) + (", …" if self.width > 20 else "")
@@ -192,7 +207,7 @@ class Admission:
         if self._pack:
             if self._nullable:
                 values = [math.nan if value is None else value for value in values]
-            return Admitted(v1.Matrix(rows=1, float64=self._pack(*values)), 1, hydrated, degraded)
+            return Admitted(self._one_row + self._pack(*values), 1, hydrated, degraded)
         return Admitted(self._columns([(value,) for value in values], 1), 1, hydrated, degraded)
 
     def _by_position(self, inputs: Sequence[Native], wrong: list[Violation]) -> Admitted:
@@ -206,7 +221,10 @@ class Admission:
             except OverflowError:
                 pass  # an integer beyond all floats
         values: list[object] = []
-        for feature, item in zip(self.features, inputs, strict=True):
+        for feature, (kind, low, high), item in zip(self.features, self._limits, inputs, strict=True):
+            if type(item) is kind and low <= item <= high:  # type: ignore[operator]  # a number
+                values.append(item)
+                continue
             try:
                 values.append(feature.accept(item))
             except ValueError as error:
@@ -275,7 +293,7 @@ class Admission:
             self._check_column(feature, table[:, feature.index], wrong)
         if wrong:
             raise invalid(wrong)
-        return Admitted(matrix, matrix.rows, packed=True)
+        return Admitted(_rows_field(matrix), matrix.rows, packed=True)
 
     def _check_column(self, feature: Feature, column: npt.NDArray[np.float64], wrong: list[Violation]) -> None:
         """Finds the first row that breaks a rule and counts the rest, without a loop over rows."""
@@ -347,7 +365,8 @@ class Admission:
                 return None
             columns.append(column)
         if self.matrix:
-            return Admitted(v1.Matrix(rows=n, float64=np.stack(columns, axis=1).tobytes()), n, packed=True)
+            matrix = v1.Matrix(rows=n, float64=np.stack(columns, axis=1).tobytes())
+            return Admitted(_rows_field(matrix), n, packed=True)
         return Admitted(
             self._columns([_plain_list(*each) for each in zip(self.features, columns, strict=True)], n), n, packed=True
         )
@@ -395,10 +414,10 @@ class Admission:
             raise invalid(wrong)
         if self.matrix:
             packed = np.array(table, dtype="<f8").tobytes()
-            return Admitted(v1.Matrix(rows=len(table), float64=packed), len(table), packed=True)
+            return Admitted(_rows_field(v1.Matrix(rows=len(table), float64=packed)), len(table), packed=True)
         return Admitted(self._columns(list(zip(*table, strict=True)), len(table)), len(table), packed=True)
 
-    def _columns(self, table: Sequence[Sequence[Any]], n: int) -> v1.Columns:
+    def _columns(self, table: Sequence[Sequence[Any]], n: int) -> bytes:
         """Checked values by feature as one packed list each; a null string is an empty one with its row noted."""
         out = v1.Columns(rows=n)
         for feature, items in zip(self.features, table, strict=True):
@@ -412,7 +431,7 @@ class Admission:
             else:
                 column.strings.values.extend(item or "" for item in items)
                 column.nulls.extend(row for row, item in enumerate(items) if item is None)
-        return out
+        return _rows_field(out)
 
     def _check_entity(self, entity_id: str) -> list[Violation]:
         entity = self.signature.entity
@@ -421,6 +440,20 @@ class Admission:
         if not entity.matches(entity_id):
             return [Violation("entity_id", f"{entity_id[:40]!r} does not match {entity.pattern}")]
         return []
+
+
+def _rows_field(rows: v1.Matrix | v1.Columns) -> bytes:
+    return length_delimited(_MATRIX if isinstance(rows, v1.Matrix) else _COLUMNS, rows.SerializeToString())
+
+
+def _limits(feature: Feature) -> tuple[type | None, float, float]:
+    """A Python type, and between what two values each of that type is taken as it is; None for no type."""
+    if feature.categories is not None or feature.type not in ("float", "int"):
+        return None, 0, 0
+    most = MAX_INT if feature.type == "int" else sys.float_info.max
+    low = -most if feature.min is None else max(feature.min, -most)
+    high = most if feature.max is None else min(feature.max, most)
+    return int if feature.type == "int" else float, low, high
 
 
 def _plain_list(feature: Feature, column: Sequence[object] | npt.NDArray[np.float64]) -> Sequence[object]:

@@ -13,7 +13,7 @@ import os
 import re
 import struct
 import sys
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -37,11 +37,15 @@ _FIELDS = {"model_id", "version", "inputs", "features", "rows", "entity_id", "re
 _EXACT = 2**53
 MOST_VALUES = 10_000
 """No signature has more features, so a longer row is refused before anybody looks at each of its values."""
-_NAMES = (0x0A, 0x12)
-"""Tags of model_id and version, which stand before the inputs."""
-_TAG, _LENGTH, _KIND = b"\x1a", b"\x09", b"\x09"
-"""How each of `inputs` begins that is a number: its tag, the length of the Value, the tag of `number`."""
+_MODEL_ID, _VERSION, _INPUT, _REQUEST_ID = 0x0A, 0x12, 0x1A, 0x3A
+_NUMBER, _INTEGER = 0x09, 0x10
+"""Tags of a PredictRequest's fields, and of a Value's."""
 _NUMBER_BYTES = 3 + 8
+"""An input that is a number: its tag, the length of the Value, the tag of `number`, the number."""
+_RUN_BYTES = 4 * _NUMBER_BYTES
+"""From so many on it is worth looking for numbers that follow one another."""
+_INTEGER_BYTES = 6
+"""Longer ones are left to protobuf."""
 _MOST = int(sys.float_info.max)
 
 
@@ -91,19 +95,23 @@ class Request(NamedTuple):
     @classmethod
     def from_bytes(cls, raw: bytes) -> Request:
         """From a serialized PredictRequest. Raises Refused."""
+        return _row(raw) or cls.from_any_bytes(raw)
+
+    @classmethod
+    def from_any_bytes(cls, raw: bytes) -> Request:
+        """The same by protobuf, whatever stands in it."""
         try:
             message = v1.PredictRequest.FromString(raw)
         except DecodeError:
             raise Refused(Reason.MALFORMED, "the bytes are no millstream.v1.PredictRequest") from None
         inputs, features = message.inputs, message.features
-        count = len(inputs)
-        if count > MOST_VALUES or len(features) > MOST_VALUES:
+        if len(inputs) > MOST_VALUES or len(features) > MOST_VALUES:
             _bound("inputs", inputs, MOST_VALUES, "values")
             _bound("features", features, MOST_VALUES, "features")
         return cls(
             message.model_id,
             message.version,
-            (_numbers(raw, count) or [native(value) for value in inputs]) if count else None,
+            [native(value) for value in inputs] if inputs else None,
             {name: native(value) for name, value in features.items()} if features else None,
             message.rows if message.HasField("rows") else None,
             None,
@@ -222,29 +230,76 @@ class Request(NamedTuple):
         return wrong
 
 
-def _numbers(raw: bytes, count: int) -> list[Native] | None:
-    """The inputs of a serialized PredictRequest that has so many, read where they stand; None where they can't be.
+def _row(raw: bytes) -> Request | None:
+    """The request in a serialized PredictRequest, read where its fields stand: a message object for it and each value
+    takes longer than all else that is done with it.
 
-    A message object for each value takes longer than all the rest. Where the first field after model and version is an
-    input, and as many as there are follow one another, each a number and nothing else, those are all of them.
+    None where anything but model, version, numbers by position and the caller's id is in it, or stands in another
+    order than they are written in, or is longer than usual; that is protobuf's to read.
     """
-    start, end = 0, len(raw)
-    while start + 1 < end and raw[start] in _NAMES and raw[start + 1] < 128:
-        start += 2 + raw[start + 1]
-    block = raw[start : start + _NUMBER_BYTES * count]
-    if (
-        block[::_NUMBER_BYTES] == _TAG * count
-        and block[1::_NUMBER_BYTES] == _LENGTH * count
-        and block[2::_NUMBER_BYTES] == _KIND * count
-        and len(block) == _NUMBER_BYTES * count
-    ):
-        return list(_unpacker(count)(block))
-    return None
+    model_id = version = request_id = ""
+    at, end = 0, len(raw)
+    inputs: list[Native] = []
+    try:
+        if raw[0] == _MODEL_ID and raw[1] < 128:
+            at = 2 + raw[1]
+            model_id = raw[2:at].decode()
+        if raw[at] == _VERSION and raw[at + 1] < 128:
+            start, at = at + 2, at + 2 + raw[at + 1]
+            version = raw[start:at].decode()
+        if end - at >= _RUN_BYTES:
+            count = _run(raw[at:])
+            inputs += _unpacker(count).unpack_from(raw, at)
+            at += _NUMBER_BYTES * count
+        while at < end and raw[at] == _INPUT:
+            size, kind = raw[at + 1], raw[at + 2]
+            if kind == _NUMBER and size == 9:
+                inputs += _DOUBLE.unpack_from(raw, at + 3)
+            elif kind == _INTEGER and 2 <= size <= _INTEGER_BYTES:
+                number = _varint(raw[at + 3 : at + 2 + size])
+                inputs.append(number >> 1 ^ -(number & 1))
+            else:
+                return None
+            at += 2 + size
+        if at < end and raw[at] == _REQUEST_ID and raw[at + 1] < 128:
+            start, at = at + 2, at + 2 + raw[at + 1]
+            request_id = raw[start:at].decode()
+    except (IndexError, ValueError, struct.error):
+        return None
+    if at != end or not inputs or len(inputs) > MOST_VALUES:
+        return None
+    return Request(model_id, version, inputs, None, None, None, "", request_id)
+
+
+def _run(values: bytes) -> int:
+    """How many numbers, and nothing else, it begins with."""
+    tags, sizes, kinds = values[::_NUMBER_BYTES], values[1::_NUMBER_BYTES], values[2::_NUMBER_BYTES]
+    return min(
+        len(values) // _NUMBER_BYTES,
+        len(tags) - len(tags.lstrip(b"\x1a")),
+        len(sizes) - len(sizes.lstrip(b"\x09")),
+        len(kinds) - len(kinds.lstrip(b"\x09")),
+    )
+
+
+def _varint(raw: bytes) -> int:
+    """An unsigned integer in base 128. Raises ValueError where it does not end where the bytes do."""
+    if raw[0] < 128 and len(raw) == 1:
+        return raw[0]
+    number = 0
+    for byte in reversed(raw):
+        number = number << 7 | byte & 127
+    if raw[-1] > 127 or any(byte < 128 for byte in raw[:-1]):
+        raise ValueError("no varint")
+    return number
+
+
+_DOUBLE = struct.Struct("<d")
 
 
 @lru_cache(maxsize=256)
-def _unpacker(count: int) -> Callable[[bytes], tuple[float, ...]]:
-    return struct.Struct("<" + "3xd" * count).unpack
+def _unpacker(count: int) -> struct.Struct:
+    return struct.Struct("<" + "3xd" * count)
 
 
 def _bound(name: str, sent: object, most: int | None, what: str) -> None:

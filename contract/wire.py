@@ -71,6 +71,17 @@ def varint_field(field: int, number: int) -> bytes:
     return varint(field << 3) + varint(number)
 
 
+def moment_field(tag: bytes, micros: int) -> bytes:
+    """One integer field, not negative, that holds a time: its upper bits are those of all times within two seconds."""
+    if micros < 1 << 21:
+        return tag + varint(micros) if micros else b""
+    low = micros & 0x7F | micros << 1 & 0x7F00 | micros << 2 & 0x7F0000 | 0x808080
+    return tag + low.to_bytes(3, "little") + _upper(micros >> 21)
+
+
+_upper = lru_cache(maxsize=64)(_varint)
+
+
 def timestamp(micros: int) -> bytes:
     """A serialized google.protobuf.Timestamp from microseconds since the Unix epoch, not negative."""
     seconds, rest = divmod(micros, 1_000_000)

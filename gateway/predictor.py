@@ -15,13 +15,14 @@ import redis.asyncio
 from google.protobuf.message import DecodeError
 from redis.exceptions import RedisError
 
+from contract import entry
 from contract.admission import Admitted, Draft
 from contract.catalog import Catalog
 from contract.clock import now_us
 from contract.completion import BULK, INTERACTIVE, pending_state
 from contract.errors import Reason, Refused, Violation, invalid
 from contract.keys import Keys
-from contract.overload import UNKNOWN, Pool
+from contract.overload import UNKNOWN, Bound, Pool
 from contract.record import ModelRecord, Version, route
 from contract.request import Request, RequestIds
 from contract.settings import Settings
@@ -40,11 +41,31 @@ MOST_ON_ONE_STREAM = 1024
 LONGEST_WAIT_S = 300.0
 LONGEST_DEADLINE_S = 86_400.0
 """A deadline further away is none: that is how some servers say it."""
+LONG_S, LONG_STEPS, STEPS = 2.0, 16, 1000
+"""From what seconds on a deadline counts as long, and in how many steps of a second each kind is told apart."""
 ANSWER_S = 0.2
 """What is left of a call's deadline for an answer on its way."""
 
 Parsed = TypeVar("Parsed", v1.GetResultRequest, v1.GetModelRequest)
 Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Submission:
+    """One request on its way into the bulk lane."""
+
+    __slots__ = ("appended", "bound", "payload", "request_id", "rows", "state")
+
+    def __init__(self, payload: bytes, rows: int, state: bytes, request_id: str) -> None:
+        self.payload = payload
+        self.rows = rows
+        self.state = state
+        self.request_id = request_id
+        self.bound: Bound | None = None
+        self.appended: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+    def answered(self, answer: Answer) -> None:
+        if not self.appended.done():
+            self.appended.set_result(answer)
 
 
 class Predictor:
@@ -72,13 +93,24 @@ class Predictor:
         self._withdrawals = withdrawals
         self._features = features
         self._ids = RequestIds()
+        self._woken = entry.woken(name)
+        self._pools: Mapping[str, Pool] = {}
+        self._bounds: dict[tuple[str, float], Bound] = {}
         self.draining = False
-        self.pools: Mapping[str, Pool] = {}
-        """How fast each model is, set by who looks at the workers; what is let in follows from it."""
         self.engines: Mapping[str, str] = {}
         """Hex version digest -> what computes it, set by the same."""
         waiters.on_gone = withdrawals.withdraw
         waiters.append = self._append
+
+    @property
+    def pools(self) -> Mapping[str, Pool]:
+        """How fast each model is, set by who looks at the workers; what is let in follows from it."""
+        return self._pools
+
+    @pools.setter
+    def pools(self, pools: Mapping[str, Pool]) -> None:
+        self._pools = pools
+        self._bounds.clear()
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the service to a server; without serializers, so that bytes stay bytes."""
@@ -176,17 +208,14 @@ class Predictor:
             checked = route(record, request.version, request.entity_id, request_id).admission.draft(request)
             if isinstance(checked, Draft) and not checked.wanted:
                 checked = checked.complete({})
-            appended: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-            self._entrance.append(
-                request.model_id,
-                BULK,
-                request._replace(request_id=request_id).to_message().SerializeToString(),
-                request.row_count,
-                pending_state(request.body_sha256(), BULK),
-                request_id,
-                lambda answer: None if appended.done() else appended.set_result(answer),
+            submission = Submission(
+                payload=request._replace(request_id=request_id).to_message().SerializeToString(),
+                rows=request.row_count,
+                state=pending_state(request.body_sha256(), BULK),
+                request_id=request_id,
             )
-            answer = await appended
+            self._entrance.append(request.model_id, BULK, submission)
+            answer = await submission.appended
             if isinstance(answer, Refused):
                 raise answer
             return v1.SubmitResponse(
@@ -212,7 +241,7 @@ class Predictor:
             wait_s = min(request.wait.ToMilliseconds() / 1000, longest, LONGEST_WAIT_S)
             if response is None and wait_s > 0:
                 call = FutureCall()
-                waiter = self._waiters.add(call, model_id, request_id, asyncio.get_running_loop().time() + wait_s)
+                waiter = self._waiters.add(call, model_id, request_id, wait_s)
                 try:
                     await asyncio.wait((call.future,), timeout=wait_s)
                     if call.future.done():
@@ -304,76 +333,51 @@ class Predictor:
         if deadline_s is None or deadline_s > LONGEST_DEADLINE_S:
             deadline_s = self._settings.default_deadline_s
         body_sha256 = request.body_sha256() if request.request_id else b""
-        entry = self._entry(request, request_id, version, admitted, user_request_us, deadline_s, body_sha256)
-        waiter = self._waiters.add(
-            call,
-            request.model_id,
+        model_id = request.model_id
+        extras = b""
+        if body_sha256 or request.replay or admitted.packed or admitted.hydrated or admitted.degraded:
+            extras = entry.extras(
+                hydrated=admitted.hydrated,
+                degraded=admitted.degraded,
+                packed=admitted.packed,
+                reply_ttl_s=self._settings.reply_ttl_own_id_s if body_sha256 else 0,
+                body_sha256=body_sha256,
+                replay=request.replay,
+            )
+        payload = entry.joined(
             request_id,
-            asyncio.get_running_loop().time() + deadline_s,
-            entry.SerializeToString(),
-            admitted.n,
-            pending_state(body_sha256, INTERACTIVE) if body_sha256 else b"",
-            self.pools.get(request.model_id, UNKNOWN).bound(deadline_s, self._settings),
+            entry.pinned(model_id, version.version, version.digest),
+            admitted.rows_field,
+            request.entity_id,
+            user_request_us + int(deadline_s * 1_000_000),
+            user_request_us,
+            now_us(),
+            self._woken,
+            extras,
         )
+        state = pending_state(body_sha256, INTERACTIVE) if body_sha256 else b""
+        bound = self._bound(model_id, deadline_s)
+        waiter = self._waiters.add(call, model_id, request_id, deadline_s, payload, admitted.n, state, bound)
         self._append(waiter)
         return waiter
 
     def _append(self, waiter: Waiter) -> None:
-        self._entrance.append(
-            waiter.model_id,
-            INTERACTIVE,
-            waiter.entry,
-            waiter.rows,
-            waiter.state,
-            waiter.request_id,
-            waiter.appended,
-            waiter.bound,
-        )
+        self._entrance.append(waiter.model_id, INTERACTIVE, waiter)
+
+    def _bound(self, model_id: str, deadline_s: float) -> Bound:
+        """What may wait for a request with that deadline, to 3 % of it: so most of one turn have the same."""
+        steps = LONG_STEPS if deadline_s > LONG_S else STEPS
+        key = (model_id, int(deadline_s * steps) / steps)
+        bound = self._bounds.get(key)
+        if bound is None:
+            bound = self._bounds[key] = self._pools.get(model_id, UNKNOWN).bound(key[1], self._settings)
+        return bound
 
     async def _hydrate(self, draft: Draft) -> Admitted:
         if not draft.wanted:
             return draft.complete({})
         found = await self._features.stored(draft)
         return draft.complete(found.values, store_failed=found.failed)
-
-    def _entry(
-        self,
-        request: Request,
-        request_id: str,
-        version: Version,
-        admitted: Admitted,
-        user_request_us: int,
-        deadline_s: float,
-        body_sha256: bytes,
-    ) -> wire.Entry:
-        entry = wire.Entry(
-            request_id=request_id,
-            model_id=request.model_id,
-            version=version.version,
-            digest=version.digest,
-            user_request_us=user_request_us,
-            admitted_us=now_us(),
-            deadline_us=user_request_us + int(deadline_s * 1_000_000),
-            gateway=self._name,
-        )
-        if isinstance(admitted.rows, v1.Matrix):
-            entry.matrix.CopyFrom(admitted.rows)
-        else:
-            entry.columns.CopyFrom(admitted.rows)
-        if request.entity_id:
-            entry.entity_id = request.entity_id
-        if request.replay:
-            entry.replay = request.replay
-        if admitted.hydrated:
-            entry.hydrated.extend(wire.Hydrated(index=index, origin=origin) for index, origin in admitted.hydrated)
-        if admitted.degraded:
-            entry.degraded = True
-        if admitted.packed:
-            entry.packed = True
-        if request.request_id:
-            entry.body_sha256 = body_sha256
-            entry.reply_ttl_s = self._settings.reply_ttl_own_id_s
-        return entry
 
     async def _stored(self, model_id: str, request_id: str) -> bytes | None:
         """The stored reply, None while pending. Raises Refused where there is neither."""

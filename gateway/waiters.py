@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -23,7 +24,7 @@ from contract.keys import Keys
 from contract.line import AsyncLine
 from contract.overload import Bound
 from gateway.calls import Call
-from ingest.entrance import Answer, Appended, Seen
+from ingest.entrance import Answer, Seen
 from protos import millstream_v1_pb2 as v1
 from protos import millstream_wire_v1_pb2 as wire
 
@@ -42,8 +43,8 @@ class Waiter:
     """One caller waiting for one reply, which its `call` gets. Made for each request, so slotted."""
 
     __slots__ = (
-        "_waiters", "bound", "call", "entry", "entry_id", "gone", "model_id", "net_at", "over", "over_at", "request_id",
-        "rows", "state", "woken",
+        "_waiters", "bound", "call", "entry_id", "gone", "model_id", "net_at", "over", "over_at", "payload",
+        "request_id", "rows", "state", "woken",
     )  # fmt: skip
 
     def __init__(
@@ -52,8 +53,9 @@ class Waiter:
         call: Call,
         model_id: str,
         request_id: str,
-        over_at: float,
-        entry: bytes,
+        now: float,
+        wait_s: float,
+        payload: bytes,
         rows: int,
         state: bytes,
         bound: Bound | None,
@@ -62,24 +64,33 @@ class Waiter:
         self.call = call
         self.model_id = model_id
         self.request_id = request_id
-        self.over_at = over_at
+        self.over_at = now + wait_s
         """When nobody waits any more, on the event loop's clock."""
-        self.net_at = 0.0
-        self.entry = entry
+        self.net_at = now + NET_S
+        self.payload = payload
         """What is appended, serialized; empty for GetResult."""
         self.rows = rows
         self.state = state
         self.bound = bound
         self.entry_id = b""
-        self.woken = bool(entry)
+        self.woken = bool(payload)
         """Whether the exit will wake it; if not, the quick sweep does."""
         self.over = False
         """Whether it waits no longer."""
         self.gone = False
 
-    def appended(self, answer: Answer) -> None:
+    def answered(self, answer: Answer) -> None:
         """What became of its append."""
-        self._waiters.appended(self, answer)
+        if isinstance(answer, bytes):
+            self.entry_id = answer
+            if self.gone:
+                self._waiters.on_gone(self)
+        elif isinstance(answer, Seen):
+            self.woken = False
+            if answer.state.response:
+                self._waiters.resolve(self, answer.state.response)
+        else:
+            self.refuse(answer)
 
     def refuse(self, refused: Refused) -> None:
         """Ends the wait without a reply."""
@@ -97,7 +108,8 @@ class Waiters:
         self._client = client
         self._keys = keys
         self._gateway = gateway
-        self._by_id: dict[tuple[str, str], list[Waiter]] = {}
+        self._by_id: defaultdict[str, dict[str, tuple[Waiter, ...]]] = defaultdict(dict)
+        """Model and request -> who waits for it."""
         self._channels: dict[str, str] = {}
         self._by_channel: dict[bytes, str] = {}
         self._time = asyncio.get_running_loop().time
@@ -114,48 +126,50 @@ class Waiters:
         """Appends a waiter's entry: once more, where the one it waited for was taken back by its own caller."""
 
     def __len__(self) -> int:
-        return len(self._by_id)
+        return sum(map(len, self._by_id.values()))
 
     def add(
         self,
         call: Call,
         model_id: str,
         request_id: str,
-        over_at: float,
-        entry: bytes = b"",
+        wait_s: float,
+        payload: bytes = b"",
         rows: int = 0,
         state: bytes = b"",
         bound: Bound | None = None,
     ) -> Waiter:
         """Registers a waiter; before the append, so that no reply can come too early."""
-        waiter = Waiter(self, call, model_id, request_id, over_at, entry, rows, state, bound)
-        key = (model_id, request_id)
-        others = self._by_id.get(key)
-        if others is None:
-            self._by_id[key] = [waiter]
-        else:
-            others.append(waiter)
+        waiter = Waiter(self, call, model_id, request_id, self._time(), wait_s, payload, rows, state, bound)
+        of_model = self._by_id[model_id]
+        others = of_model.get(request_id)
+        of_model[request_id] = (waiter,) if others is None else (*others, waiter)
         return waiter
 
     def remove(self, waiter: Waiter) -> None:
         """Forgets a waiter, whatever became of it."""
         waiter.over = True
-        key = (waiter.model_id, waiter.request_id)
-        others = self._by_id.get(key)
-        if others is None:
-            return
-        if waiter in others:
-            others.remove(waiter)
-        if not others:
-            del self._by_id[key]
+        of_model = self._by_id[waiter.model_id]
+        others = tuple(other for other in of_model.pop(waiter.request_id, ()) if other is not waiter)
+        if others:
+            of_model[waiter.request_id] = others
+        else:
+            self._ended(waiter.model_id)
+
+    def _ended(self, model_id: str) -> None:
+        if not self._by_id[model_id]:
+            del self._by_id[model_id]
             if not self._by_id:
                 self._idle.set()
+
+    def _all(self) -> list[Waiter]:
+        return [waiter for of_model in self._by_id.values() for waiters in of_model.values() for waiter in waiters]
 
     def leave(self, waiter: Waiter) -> None:
         """Forgets a waiter whose caller went away, and has its entry taken back where nobody else waits for it."""
         if waiter.over:
             return
-        waiter.gone = self._by_id.get((waiter.model_id, waiter.request_id)) == [waiter]
+        waiter.gone = self._by_id[waiter.model_id].get(waiter.request_id) == (waiter,)
         if waiter.gone and waiter.entry_id:
             self.on_gone(waiter)
         self.remove(waiter)
@@ -181,20 +195,6 @@ class Waiters:
         while self._by_id:
             self._idle.clear()
             await self._idle.wait()
-
-    def appended(self, waiter: Waiter, answer: Answer) -> None:
-        """What became of a waiter's append."""
-        if isinstance(answer, Appended):
-            waiter.entry_id = answer.entry_id
-            waiter.net_at = self._time() + NET_S
-            if waiter.gone:
-                self.on_gone(waiter)
-        elif isinstance(answer, Seen):
-            waiter.woken = False
-            if answer.state.response:
-                self._resolve(waiter, answer.state.response)
-        else:
-            self.refuse(waiter, answer)
 
     def offer(self, models: Iterable[str]) -> None:
         """Says which models' channels are to be listened to."""
@@ -226,12 +226,17 @@ class Waiters:
                 self._sweep_now.set()
 
     def _wake(self, model_id: str, raw: bytes) -> None:
+        of_model = self._by_id.get(model_id)
+        if of_model is None:
+            return
         for reply in wire.Replies.FromString(raw).replies:
-            waiters = self._by_id.get((model_id, reply.request_id))
-            if waiters is None:
+            request_id, response, failed = reply.request_id, reply.response, reply.failed
+            if response and not failed:
+                for waiter in of_model.pop(request_id, ()):
+                    waiter.over = True
+                    waiter.call.reply(response)
                 continue
-            response, failed = reply.response, reply.failed
-            for waiter in tuple(waiters):
+            for waiter in of_model.get(request_id, ()):
                 if failed and not waiter.entry_id:
                     waiter.woken = False  # another's deadline or withdrawal is not this one's: its key says which
                 elif response:
@@ -239,8 +244,10 @@ class Waiters:
                 else:
                     waiter.woken = False  # too large to push: a sweep reads its key, at once
                     self._sweep_now.set()
+        self._ended(model_id)
 
-    def _resolve(self, waiter: Waiter, response: bytes) -> None:
+    def resolve(self, waiter: Waiter, response: bytes) -> None:
+        """Ends a wait with a stored response."""
         self._reply(waiter, response, failed=v1.PredictResponse.FromString(response).HasField("error"))
 
     async def sweep_forever(self) -> None:
@@ -256,18 +263,16 @@ class Waiters:
             except (RedisError, OSError) as error:
                 log.debug("a sweep of reply keys failed", error=str(error))
             now = asyncio.get_running_loop().time()
-            for waiters in list(self._by_id.values()):
-                for waiter in list(waiters):
-                    if now > waiter.over_at + GRACE_S:
-                        self.refuse(waiter, Refused(Reason.DEADLINE_PASSED, "no reply came before the deadline"))
+            for waiter in self._all():
+                if now > waiter.over_at + GRACE_S:
+                    self.refuse(waiter, Refused(Reason.DEADLINE_PASSED, "no reply came before the deadline"))
 
     async def sweep(self, *, everybody: bool = False) -> None:
         """Reads the keys of those who may have missed their wake-up."""
         now = asyncio.get_running_loop().time()
         due = [
             waiter
-            for waiters in self._by_id.values()
-            for waiter in waiters
+            for waiter in self._all()
             if everybody or not waiter.woken or (waiter.entry_id and now > waiter.net_at)
         ]
         for start in range(0, len(due), MOST_KEYS):
@@ -287,13 +292,13 @@ class Waiters:
             self.refuse(waiter, Refused(Reason.INTERNAL, "what is stored under this request_id is no reply"))
             return
         if state.response:
-            self._resolve(waiter, state.response)
+            self.resolve(waiter, state.response)
 
     def _lost_first(self, waiter: Waiter) -> None:
         """The request that a duplicate or GetResult waited for was withdrawn, or its deadline passed."""
         if waiter.over:
             return
-        if waiter.entry:
+        if waiter.payload:
             waiter.woken = True
             self.append(waiter)
         else:

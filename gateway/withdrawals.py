@@ -61,7 +61,7 @@ class Withdrawals:
             log.warning("a withdrawal failed", model_id=model_id, entries=len(items), error=str(error))
 
     def _item(self, waiter: Waiter) -> Item:
-        entry = wire.Entry.FromString(waiter.entry)
+        entry = wire.Entry.FromString(waiter.payload)
         refused = Refused(Reason.WITHDRAWN, "the caller went away before a worker took the request")
         response = v1.PredictResponse(
             request_id=entry.request_id, model_id=entry.model_id, version=entry.version, error=refused.to_error()
@@ -70,7 +70,7 @@ class Withdrawals:
         return Item(
             way=Way(b"withdraw", 1, waiter.rows),
             entry_id=waiter.entry_id,
-            event=event(waiter.entry, response.SerializeToString(), wire.CANCELLED, INTERACTIVE, waiter.entry_id),
+            event=event(waiter.payload, response.SerializeToString(), wire.CANCELLED, INTERACTIVE, waiter.entry_id),
             state=b"",
             wake=b"",
             request_id=entry.request_id,

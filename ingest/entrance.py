@@ -7,9 +7,9 @@ new requests gather, which makes batches larger exactly when there is more to do
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import hiredis
 import structlog
@@ -31,12 +31,6 @@ MOST_IN_FLIGHT = 2
 MOST_ITEMS = 512
 
 
-class Appended(NamedTuple):
-    """The entry's id in its lane. (A tuple: one is made per request.)"""
-
-    entry_id: bytes
-
-
 @dataclass(frozen=True, slots=True)
 class Seen:
     """The same request came before under this id: the state of the first one."""
@@ -44,10 +38,11 @@ class Seen:
     state: wire.ReplyState
 
 
-Answer = Appended | Seen | Refused
+Answer = bytes | Seen | Refused
+"""The appended entry's id in its lane, or why there is none."""
 
 
-class Admission(NamedTuple):
+class Item(Protocol):
     """One admitted request on its way in."""
 
     payload: bytes
@@ -55,8 +50,11 @@ class Admission(NamedTuple):
     state: bytes
     """Empty where the gateway made the id."""
     request_id: str
-    bound: Bound
-    answered: Callable[[Answer], None]
+    bound: Bound | None
+    """It is refused where more rows wait; None: where more than `max_waiting_rows` do."""
+
+    def answered(self, answer: Answer) -> None:
+        """Called once, later, with what became of it."""
 
 
 class Entrance:
@@ -66,7 +64,7 @@ class Entrance:
         self._line = line
         self._keys = keys
         self._settings = settings
-        self._waiting: dict[tuple[str, wire.Lane], list[Admission]] = {}
+        self._waiting: dict[tuple[str, wire.Lane], list[Item]] = {}
         self._in_flight = 0
         self._scheduled = False
         self._idle = asyncio.Event()
@@ -76,26 +74,13 @@ class Entrance:
         self.log_behind = False
         """Set by who watches the streams of events: the same."""
 
-    def append(
-        self,
-        model_id: str,
-        lane: wire.Lane,
-        payload: bytes,
-        rows: int,
-        state: bytes,
-        request_id: str,
-        answered: Callable[[Answer], None],
-        bound: Bound | None = None,
-    ) -> None:
-        """Takes one request into this turn; `answered` is called once, later, with what became of it.
-
-        It is refused where more rows wait than its `bound`, without one where more than `max_waiting_rows` do.
-        """
+    def append(self, model_id: str, lane: wire.Lane, item: Item) -> None:
+        """Takes one request into this turn."""
         key = (model_id, lane)
         waiting = self._waiting.get(key)
         if waiting is None:
             waiting = self._waiting[key] = []
-        waiting.append(Admission(payload, rows, state, request_id, bound or self._widest, answered))
+        waiting.append(item)
         if not self._scheduled and self._in_flight < MOST_IN_FLIGHT:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._start)
@@ -117,21 +102,28 @@ class Entrance:
             self._in_flight += 1
             self._call(*key, waiting)
 
-    def _call(self, model_id: str, lane: wire.Lane, items: list[Admission]) -> None:
+    def _call(self, model_id: str, lane: wire.Lane, items: list[Item]) -> None:
         keys = self._keys.model(model_id)
         bulk = lane == BULK
         names = [keys.bulk if bulk else keys.requests, keys.rows_bulk if bulk else keys.rows_requests, keys.count]
         arguments: list[Argument] = [self._settings.pending_ttl_s]
-        for item in items:
-            arguments += (item.payload, item.rows, item.state, item.bound.rows)
-            if item.state:
-                names.append(keys.reply(item.request_id))
+        kinds = {(item.rows, item.bound, item.state) for item in items}
+        rows, bound, state = next(iter(kinds))
+        if len(kinds) == 1 and not state:
+            arguments += (rows, (bound or self._widest).rows)
+            arguments += [item.payload for item in items]
+        else:
+            arguments += ("", "")
+            for item in items:
+                arguments += (item.payload, item.rows, item.state, (item.bound or self._widest).rows)
+                if item.state:
+                    names.append(keys.reply(item.request_id))
         if self.store_full or self.log_behind:
             self._ended(items, [_full() if self.store_full else _behind() for _ in items])
         else:
             self._line.run(ENTRANCE, names, arguments, lambda raw: self._ended(items, self._answers(raw, items)))
 
-    def _ended(self, items: list[Admission], answers: list[Answer]) -> None:
+    def _ended(self, items: list[Item], answers: Sequence[Answer]) -> None:
         self._in_flight -= 1
         for item, answer in zip(items, answers, strict=True):
             item.answered(answer)
@@ -142,7 +134,10 @@ class Entrance:
         elif not self._waiting and not self._in_flight:
             self._idle.set()
 
-    def _answers(self, raw: Any, items: list[Admission]) -> list[Answer]:
+    def _answers(self, raw: Any, items: list[Item]) -> Sequence[Answer]:
+        if isinstance(raw, bytes):
+            ids: list[bytes] = raw.split()
+            return ids
         if isinstance(raw, list):
             return [self._answer(each, item) for each, item in zip(raw, items, strict=True)]
         if isinstance(raw, hiredis.ReplyError):
@@ -152,9 +147,9 @@ class Entrance:
             return [_refused(text) for _ in items]
         return [_gone() for _ in items]
 
-    def _answer(self, raw: Any, item: Admission) -> Answer:
+    def _answer(self, raw: Any, item: Item) -> Answer:
         if isinstance(raw, bytes):
-            return Appended(raw)
+            return raw
         kind = raw[0]
         if kind == b"seen":
             try:
@@ -163,7 +158,7 @@ class Entrance:
                 return Refused(Reason.INTERNAL, "what is stored under this request_id is no reply")
         if kind == b"reused":
             return Refused(Reason.REQUEST_ID_REUSED, "this request_id was used for another request")
-        return item.bound.refusal(raw[1], item.rows)
+        return (item.bound or self._widest).refusal(raw[1], item.rows)
 
 
 # A refusal is made for each caller: one that is raised again and again holds on to the frames of all who raised it.

@@ -40,12 +40,13 @@ class ModelLanes:
     ) -> Any:
         """The entrance for (payload, rows, state, request id) each; `bound` is every item's own."""
         names = [self.stream(lane), self.rows_key(lane), self.keys.count]
-        arguments: list[Argument] = [ttl_s]
+        arguments: list[Argument] = [ttl_s, "", ""]
         for payload, rows, state, request_id in items:
             arguments += [payload, rows, state, bound]
             if state:
                 names.append(self.keys.reply(request_id))
-        return run(self.client, ENTRANCE, names, arguments)
+        answers = run(self.client, ENTRANCE, names, arguments)
+        return answers.split() if isinstance(answers, bytes) else answers
 
     def append(self, *request_ids: str, lane: wire.Lane = INTERACTIVE) -> list[bytes]:
         """Admitted requests of one row under ids that a gateway made; their entry ids."""
