@@ -14,6 +14,8 @@ from protos import millstream_wire_v1_pb2 as wire
 _REQUEST_ID, _MODEL_ID, _VERSION, _DIGEST = tag_bytes(1), tag_bytes(2), tag_bytes(3), tag_bytes(4)
 _ENTITY_ID, _GATEWAY, _HYDRATED, _BODY_SHA256, _REPLAY = (tag_bytes(field) for field in (7, 11, 12, 16, 20))
 _DEADLINE_US, _USER_REQUEST_US, _ADMITTED_US = b"\x40", b"\x48", b"\x50"
+_of_a_turn = lru_cache(maxsize=64)(moment_field)
+"""Times that all requests share which came together."""
 _DEGRADED, _PACKED = varint_field(13, 1), varint_field(14, 1)
 
 
@@ -74,8 +76,8 @@ def joined(
             pinned,
             rows_field,
             _text(_ENTITY_ID, entity_id.encode()) if entity_id else b"",
-            moment_field(_DEADLINE_US, deadline_us),
-            moment_field(_USER_REQUEST_US, user_request_us),
+            _of_a_turn(_DEADLINE_US, deadline_us),
+            _of_a_turn(_USER_REQUEST_US, user_request_us),
             moment_field(_ADMITTED_US, admitted_us),
             woken,
             extras,

@@ -75,8 +75,8 @@ def moment_field(tag: bytes, micros: int) -> bytes:
     """One integer field, not negative, that holds a time: its upper bits are those of all times within two seconds."""
     if micros < 1 << 21:
         return tag + varint(micros) if micros else b""
-    low = micros & 0x7F | micros << 1 & 0x7F00 | micros << 2 & 0x7F0000 | 0x808080
-    return tag + low.to_bytes(3, "little") + _upper(micros >> 21)
+    low = micros & 0x1FFFFF
+    return b"%b%c%c%c%b" % (tag, low & 127 | 128, low >> 7 & 127 | 128, low >> 14 | 128, _upper(micros >> 21))
 
 
 _upper = lru_cache(maxsize=64)(_varint)

@@ -26,9 +26,10 @@ class Cancellable(Protocol):
         """Nobody waits for it any more."""
 
 
-Begin = Callable[[bytes, float | None, Call], Cancellable | None]
-"""Takes a serialized request and the seconds until its deadline, and sees to it that the call is answered; what to
-cancel when the caller goes away, or None where the call has been answered already."""
+Begin = Callable[[bytes, int, float | None, Call], Cancellable | None]
+"""Takes a serialized request, when it came in microseconds since the Unix epoch and the seconds until its deadline, and
+sees to it that the call is answered; what to cancel when the caller goes away, or None where the call has been answered
+already."""
 
 
 @runtime_checkable

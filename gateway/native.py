@@ -16,6 +16,7 @@ from typing import Any
 from pygrpc_native import EVENT_CANCEL
 from pygrpc_native.aio import Server
 
+from contract.clock import now_us
 from contract.errors import Refused
 from gateway.calls import Begin, Cancellable
 from gateway.status import status_of
@@ -76,6 +77,7 @@ class NativeServer(Server):
             super()._on_events(events)
             return
         others: list[tuple[Any, ...]] = []
+        came_us = now_us()
         for event in events:
             kind, call_id, method, payload, _, details = event
             if kind == EVENT_CANCEL:
@@ -90,7 +92,7 @@ class NativeServer(Server):
             if begin is None or (self._receive_limit is not None and len(payload) > self._receive_limit):
                 others.append(event)
                 continue
-            begun = begin(payload, details[2], NativeCall(self, call_id))
+            begun = begin(payload, came_us, details[2], NativeCall(self, call_id))
             if begun is not None:
                 self._open[call_id] = begun
         if others:

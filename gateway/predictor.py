@@ -140,7 +140,7 @@ class Predictor:
         except Exception as error:  # noqa: BLE001 - `_abort` tells refusals from faults
             await _abort(context, error, "Predict", request_id)
 
-    def begin(self, raw: bytes, deadline_s: float | None, call: Call) -> Cancellable | None:
+    def begin(self, raw: bytes, user_request_us: int, deadline_s: float | None, call: Call) -> Cancellable | None:
         """One request of a caller who waits without a coroutine; what to cancel when that caller goes away."""
         request_id = ""
         try:
@@ -149,7 +149,6 @@ class Predictor:
             if request.entity_id:
                 # Stored features have to be waited for.
                 return asyncio.get_running_loop().create_task(self._relay(request, request_id, deadline_s, call))
-            user_request_us = now_us()
             version, admitted = self._admit(request, request_id)
             if isinstance(admitted, Draft):
                 admitted = admitted.complete({})

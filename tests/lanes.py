@@ -40,9 +40,10 @@ class ModelLanes:
     ) -> Any:
         """The entrance for (payload, rows, state, request id) each; `bound` is every item's own."""
         names = [self.stream(lane), self.rows_key(lane), self.keys.count]
-        arguments: list[Argument] = [ttl_s, "", ""]
+        alike = len({rows for _, rows, _, _ in items}) == 1 and not any(state for _, _, state, _ in items)
+        arguments: list[Argument] = [ttl_s, *((items[0][1], bound) if alike else ("", ""))]
         for payload, rows, state, request_id in items:
-            arguments += [payload, rows, state, bound]
+            arguments += [payload] if alike else [payload, rows, state, bound]
             if state:
                 names.append(self.keys.reply(request_id))
         answers = run(self.client, ENTRANCE, names, arguments)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from contract.keys import Keys
 from contract.line import AsyncLine
 from contract.overload import Bound
 from contract.settings import Settings
-from ingest.entrance import MOST_IN_FLIGHT, MOST_ITEMS, Answer, Appended, Entrance, Seen
+from ingest.entrance import MOST_IN_FLIGHT, MOST_ITEMS, Answer, Entrance, Seen
 from protos import millstream_wire_v1_pb2 as wire
 from tests.conditions import eventually_async
 from tests.lanes import BODY, OTHER_BODY, ModelLanes, entry, finish
@@ -33,6 +34,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """A server of its own, which the tests count commands on, freeze and kill."""
     with RedisServer(tmp_path_factory.mktemp("entrance"), config={"appendonly": "no"}) as running:
         yield running
+
+
+@dataclass
+class Sent:
+    """A request on its way in, and who is told what became of it."""
+
+    payload: bytes
+    rows: int
+    state: bytes
+    request_id: str
+    bound: Bound | None
+    answered: Callable[[Answer], None]
 
 
 class House:
@@ -58,7 +71,7 @@ class House:
     ) -> asyncio.Future[Answer]:
         """One request; a second answer to it raises where it is given."""
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self.entrance.append(model_id, lane, entry(request_id), rows, state, request_id, answer.set_result, bound)
+        self.entrance.append(model_id, lane, Sent(entry(request_id), rows, state, request_id, bound, answer.set_result))
         return answer
 
     def calls(self) -> int:
@@ -92,8 +105,8 @@ def refusal(answer: Answer) -> Refused:
 
 
 def appended(answer: Answer) -> bytes:
-    assert isinstance(answer, Appended)
-    return answer.entry_id
+    assert isinstance(answer, bytes)
+    return answer
 
 
 async def answered(*answers: asyncio.Future[Answer]) -> list[Answer]:
@@ -128,7 +141,7 @@ async def test_models_and_lanes_go_in_calls_of_their_own(house: House) -> None:
         house.send("r4"),
         house.send("r5", lane=BULK, state=pending_state(BODY, BULK)),
     )
-    assert all(isinstance(each, Appended) for each in answers)
+    assert all(isinstance(each, bytes) for each in answers)
     assert house.calls() == before + 3
     keys = Keys(house.prefix)
     lengths = [
@@ -164,7 +177,7 @@ async def test_what_comes_while_calls_are_under_way_gathers(house: House) -> Non
     finally:
         house.server.resume()
     answers = await answered(*waiting)
-    assert all(isinstance(each, Appended) for each in answers)
+    assert all(isinstance(each, bytes) for each in answers)
     assert house.calls() <= before + MOST_IN_FLIGHT + 1
 
 
@@ -196,7 +209,7 @@ async def test_ids_of_callers_among_ids_of_the_gateway_keep_their_keys(house: Ho
 async def test_too_many_waiting_rows_are_refused_with_a_time_to_come_back(house: House) -> None:
     bound = Bound(10, 0.001)
     answers = await answered(*[house.send(f"r{number}", rows=5, bound=bound) for number in range(4)])
-    assert [isinstance(each, Appended) for each in answers] == [True, True, False, False]
+    assert [isinstance(each, bytes) for each in answers] == [True, True, False, False]
     refused = refusal(answers[2])
     assert refused.reason is Reason.QUEUE_FULL
     assert refused.retry_after_s is not None
@@ -217,7 +230,7 @@ async def test_a_full_store_is_refused_without_asking_it(house: House) -> None:
     assert {refusal(each).reason for each in answers} == {Reason.STORE_FULL}
     assert house.calls() == before
     house.entrance.store_full = False
-    assert all(isinstance(each, Appended) for each in await answered(house.send("after")))
+    assert all(isinstance(each, bytes) for each in await answered(house.send("after")))
 
 
 async def test_a_store_that_says_it_is_full_is_believed(house: House) -> None:
@@ -230,7 +243,7 @@ async def test_a_store_that_says_it_is_full_is_believed(house: House) -> None:
     assert {refusal(each).reason for each in answers} == {Reason.STORE_FULL}
     assert all(refusal(each).retry_after_s for each in answers)
     assert house.lanes.counts() == {"accepted": 1}
-    assert isinstance((await answered(house.send("r2", state=STATE)))[0], Appended)
+    assert isinstance((await answered(house.send("r2", state=STATE)))[0], bytes)
 
 
 async def test_every_caller_gets_a_refusal_of_its_own(house: House) -> None:
@@ -253,7 +266,7 @@ async def test_a_key_of_the_wrong_type_refuses_that_model_alone_and_tells_nothin
     broken, well = await answered(house.send("r1"), house.send("r2", model_id="credit_risk"))
     assert refusal(broken).reason is Reason.INTERNAL
     assert "WRONGTYPE" not in refusal(broken).message
-    assert isinstance(well, Appended)
+    assert isinstance(well, bytes)
 
 
 async def test_a_reply_key_that_holds_nonsense_ends_in_an_answer_and_the_entrance_goes_on(house: House) -> None:
@@ -261,14 +274,14 @@ async def test_a_reply_key_that_holds_nonsense_ends_in_an_answer_and_the_entranc
     for _ in range(MOST_IN_FLIGHT + 1):
         (answer,) = await answered(house.send("r1", state=STATE))
         assert refusal(answer).reason is Reason.INTERNAL
-    assert isinstance((await answered(house.send("r2")))[0], Appended)
+    assert isinstance((await answered(house.send("r2")))[0], bytes)
 
 
 async def test_scripts_that_the_server_forgot_are_sent_again(house: House) -> None:
     await answered(house.send("r1"))
     house.client.script_flush()
     answers = await answered(*[house.send(f"r{number}", state=STATE) for number in range(2, 5)])
-    assert all(isinstance(each, Appended) for each in answers)
+    assert all(isinstance(each, bytes) for each in answers)
 
 
 async def test_a_server_that_dies_in_the_middle_answers_everybody_and_is_found_again(house: House) -> None:
@@ -284,7 +297,7 @@ async def test_a_server_that_dies_in_the_middle_answers_everybody_and_is_found_a
     house.server.start()
 
     async def back() -> bool:
-        return isinstance((await answered(house.send("back")))[0], Appended)
+        return isinstance((await answered(house.send("back")))[0], bytes)
 
     await eventually_async(back, within=20)
 

@@ -283,8 +283,7 @@ def decided(model: Admission, request: Request, few: int) -> Admitted | tuple[ob
             assert isinstance(answer, Admitted)
         except Refused as refused:
             return refused.violations
-    # NaN, which null becomes, is not equal to itself.
-    return answer._replace(rows=answer.rows.SerializeToString())  # type: ignore[arg-type]
+    return answer
 
 
 def column_of(items: list[Native]) -> v1.Column | None:

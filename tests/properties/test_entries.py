@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from consumers.worker.work import Work, rows_of_entries
+from contract import entry
 from contract.admission import Admitted
 from contract.errors import Reason, Refused
 from contract.request import Native, Request
@@ -107,6 +108,109 @@ def test_any_bytes_are_a_request_or_malformed(raw: bytes) -> None:
         assert request.reason is Reason.MALFORMED
     else:
         assert len(request.body_sha256()) == 32
+
+
+@st.composite
+def rows_sent(draw: st.DrawFn) -> bytes:
+    """A serialized request for one row by position, mostly numbers, and at times something else in it."""
+    message = draw(asked()).to_message() if draw(st.booleans()) else v1.PredictRequest(model_id="churn")
+    del message.inputs[:]
+    numbers = st.one_of(st.builds(v1.Value, number=st.floats()), st.builds(v1.Value, integer=INT64))
+    others = st.one_of(st.just(v1.Value()), st.builds(v1.Value, boolean=st.booleans()))
+    message.inputs.extend(draw(st.lists(numbers | others if draw(st.booleans()) else numbers, max_size=8)))
+    if draw(st.booleans()):
+        message.ClearField("entity_id")
+        message.ClearField("discard_reply")
+        message.ClearField("features")
+    return message.SerializeToString()
+
+
+@given(rows_sent(), st.data())
+def test_a_row_read_where_it_stands_is_the_one_that_protobuf_reads(raw: bytes, data: st.DataObject) -> None:
+    changed = bytearray(raw)
+    if changed and data.draw(st.booleans()):
+        changed[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+        changed = changed[: data.draw(st.integers(0, len(raw)))]
+    at_once, parsed = (read(reader, bytes(changed)) for reader in (Request.from_bytes, Request.from_any_bytes))
+    assert repr(at_once) == repr(parsed)
+
+
+def test_numbers_and_integers_of_every_length_are_read_where_they_stand() -> None:
+    integers = [sign * (1 << bits) + more for bits in range(63) for sign in (1, -1) for more in (-1, 0)]
+    values: list[Native] = [0.5, *integers, 1e308, -0.0]
+    for inputs in ([0.1] * 20, values, [1.0, 2, 3.0], [7], [0.25]):
+        sent = Request("churn", inputs=inputs, request_id="r1")
+        assert repr(Request.from_bytes(sent.to_message().SerializeToString())) == repr(sent)
+
+
+MICROS = st.one_of(st.integers(0, 2**24), st.integers(0, 2**63 - 1), st.integers(1_700_000_000_000_000, 2**51))
+
+
+@given(
+    st.text(max_size=150),
+    TEXTS,
+    TEXTS,
+    st.binary(max_size=40),
+    st.one_of(
+        st.builds(v1.Matrix, rows=st.integers(0, 2**32 - 1), float64=st.binary(max_size=300)),
+        st.builds(v1.Columns, rows=st.integers(0, 3)),
+    ),
+    st.text(max_size=100),
+    st.tuples(MICROS, MICROS, MICROS),
+    TEXTS,
+    st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 3)), max_size=3),
+    st.tuples(st.booleans(), st.booleans()),
+    st.integers(0, 2**32 - 1),
+    st.binary(max_size=40),
+    TEXTS,
+)
+def test_a_joined_entry_is_what_protobuf_writes(
+    request_id: str,
+    model_id: str,
+    version: str,
+    digest: bytes,
+    rows: v1.Matrix | v1.Columns,
+    entity_id: str,
+    times: tuple[int, int, int],
+    gateway: str,
+    hydrated: list[tuple[int, wire.Origin]],
+    flags: tuple[bool, bool],
+    reply_ttl_s: int,
+    body_sha256: bytes,
+    replay: str,
+) -> None:
+    """To the byte: the event log rebuilds entries from its columns, and compares."""
+    field: dict[str, Any] = {"matrix" if isinstance(rows, v1.Matrix) else "columns": rows}
+    expected = wire.Entry(
+        request_id=request_id,
+        model_id=model_id,
+        version=version,
+        digest=digest,
+        entity_id=entity_id,
+        deadline_us=times[0],
+        user_request_us=times[1],
+        admitted_us=times[2],
+        gateway=gateway,
+        hydrated=[wire.Hydrated(index=index, origin=origin) for index, origin in hydrated],
+        degraded=flags[0],
+        packed=flags[1],
+        reply_ttl_s=reply_ttl_s,
+        body_sha256=body_sha256,
+        replay=replay,
+        **field,
+    )
+    extras = entry.extras(
+        hydrated=hydrated,
+        degraded=flags[0],
+        packed=flags[1],
+        reply_ttl_s=reply_ttl_s,
+        body_sha256=body_sha256,
+        replay=replay,
+    )
+    pinned, woken = entry.pinned(model_id, version, digest), entry.woken(gateway)
+    rows_field = wire.Entry(**field).SerializeToString()
+    joined = entry.joined(request_id, pinned, rows_field, entity_id, *times, woken, extras)
+    assert joined == expected.SerializeToString(deterministic=True)
 
 
 @given(st.builds(v1.PredictRequest.SerializeToString, st.builds(Request.to_message, asked())), st.data())

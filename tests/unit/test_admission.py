@@ -34,6 +34,11 @@ def doubles(admitted: Admitted | Draft) -> tuple[float, ...]:
     return struct.unpack(f"<{len(admitted.rows.float64) // 8}d", admitted.rows.float64)
 
 
+def field(**rows: Any) -> bytes:
+    """Rows as an entry holds them."""
+    return wire.Entry(**rows).SerializeToString()
+
+
 def matrix(rows: int, *values: float) -> v1.Rows:
     return v1.Rows(matrix=v1.Matrix(rows=rows, float64=struct.pack(f"<{len(values)}d", *values)))
 
@@ -65,20 +70,22 @@ def violations(checked: Admission, request: Request) -> dict[str, str]:
 
 def test_a_row_by_position_becomes_one_row_of_a_matrix() -> None:
     admitted = admission().draft(ask(inputs=[25, 120]))
-    assert admitted == Admitted(v1.Matrix(rows=1, float64=struct.pack("<2d", 25, 120)), 1)
+    assert admitted == Admitted(field(matrix=v1.Matrix(rows=1, float64=struct.pack("<2d", 25, 120))), 1)
 
 
 def test_a_row_with_a_string_becomes_columns() -> None:
     admitted = admission(*LOAN).draft(ask(inputs=[12000, "student", True, None]))
     assert admitted == Admitted(
-        v1.Columns(
-            rows=1,
-            columns=[
-                v1.Column(doubles=v1.Doubles(values=[12000.0])),
-                v1.Column(strings=v1.Strings(values=["student"])),
-                v1.Column(booleans=v1.Booleans(values=[True])),
-                v1.Column(strings=v1.Strings(values=[""]), nulls=[0]),
-            ],
+        field(
+            columns=v1.Columns(
+                rows=1,
+                columns=[
+                    v1.Column(doubles=v1.Doubles(values=[12000.0])),
+                    v1.Column(strings=v1.Strings(values=["student"])),
+                    v1.Column(booleans=v1.Booleans(values=[True])),
+                    v1.Column(strings=v1.Strings(values=[""]), nulls=[0]),
+                ],
+            )
         ),
         1,
     )
@@ -254,7 +261,7 @@ def test_two_forms_of_a_row_at_once_are_refused(form: dict[str, Any], field: str
 
 def test_a_matrix_passes_as_the_very_bytes_that_came() -> None:
     packed = matrix(2, 25, 120, 130, 0)
-    assert admission().draft(ask(packed=packed)) == Admitted(packed.matrix, 2, packed=True)
+    assert admission().draft(ask(packed=packed)) == Admitted(field(matrix=packed.matrix), 2, packed=True)
 
 
 @pytest.mark.parametrize(
