@@ -44,8 +44,8 @@ _NUMBER_BYTES = 3 + 8
 """An input that is a number: its tag, the length of the Value, the tag of `number`, the number."""
 _RUN_BYTES = 4 * _NUMBER_BYTES
 """From so many on it is worth looking for numbers that follow one another."""
-_INTEGER_BYTES = 6
-"""Longer ones are left to protobuf."""
+_INTEGER_BYTES, _ROW_BYTES = 6, 512 + MOST_VALUES * _NUMBER_BYTES
+"""Longer integers and requests are left to protobuf."""
 _MOST = int(sys.float_info.max)
 
 
@@ -239,6 +239,8 @@ def _row(raw: bytes) -> Request | None:
     """
     model_id = version = request_id = ""
     at, end = 0, len(raw)
+    if end > _ROW_BYTES:
+        return None
     inputs: list[Native] = []
     try:
         if raw[0] == _MODEL_ID and raw[1] < 128:
@@ -247,7 +249,7 @@ def _row(raw: bytes) -> Request | None:
         if raw[at] == _VERSION and raw[at + 1] < 128:
             start, at = at + 2, at + 2 + raw[at + 1]
             version = raw[start:at].decode()
-        if end - at >= _RUN_BYTES:
+        if end - at >= _RUN_BYTES and raw[at] == _INPUT:
             count = _run(raw[at:])
             inputs += _unpacker(count).unpack_from(raw, at)
             at += _NUMBER_BYTES * count
@@ -297,7 +299,7 @@ def _varint(raw: bytes) -> int:
 _DOUBLE = struct.Struct("<d")
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _unpacker(count: int) -> struct.Struct:
     return struct.Struct("<" + "3xd" * count)
 
