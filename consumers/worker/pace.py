@@ -16,9 +16,12 @@ MOST_RISE = 4.0
 within a few calls."""
 PAYS = 0.75
 """A size is worth its longer call where a row takes at most this much of what it takes at half the size."""
+FADES = 0.01
+"""What is known of larger sizes becomes so much better with each batch, so that they are tried again now and then: one
+call that stalled would otherwise keep batches small for good."""
 
 Known = Mapping[int, float]
-"""Power of two -> seconds per row in batches of up to so many rows."""
+"""Power of two -> seconds that batches of up to so many rows take, per call or per row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +31,16 @@ class Pace:
     target_s: float
     """How long one predict call should take."""
     predict: Known = field(default_factory=dict)
-    """Within the predict call."""
+    """Per predict call. Not per row: a batch of few more rows than half its size would make that size look dear."""
     whole: Known = field(default_factory=dict)
-    """From the rows to their completion."""
+    """Per row, from the rows to their completion."""
 
     def after(self, rows: int, predict_s: float, whole_s: float) -> Pace:
         """The same after one more batch, whose predict call and whose whole took so long."""
-        return Pace(self.target_s, _learnt(self.predict, rows, predict_s), _learnt(self.whole, rows, whole_s))
+        size = _size_of(rows)
+        faded = {known: seconds * (1 - FADES) if known > size else seconds for known, seconds in self.predict.items()}
+        predict = _learnt(faded, size, predict_s)
+        return Pace(self.target_s, predict, _learnt(self.whole, size, whole_s / max(1, rows)))
 
     def rows_per_s(self, most: int) -> float:
         """What the worker does when it works on this model alone, in batches of the size that it would read.
@@ -59,7 +65,7 @@ class Pace:
     @property
     def call_s(self) -> float:
         """How long a call takes that has few rows, as far as is known."""
-        return min((row_s * (1 << size) for size, row_s in self.predict.items()), default=0.0)
+        return min(self.predict.values(), default=0.0)
 
     def _size(self, most: int) -> int:
         largest = _size_of(most)
@@ -67,30 +73,30 @@ class Pace:
             return largest
         size = 0
         while size < largest:
-            row_s = self._row_s(size + 1)
-            long, known = row_s * (2 << size) > self.target_s, size + 1 in self.predict
-            if long and known and row_s > PAYS * self._row_s(size):
+            call_s = self._call_s(size + 1)
+            long, known = call_s > self.target_s, size + 1 in self.predict
+            if long and known and call_s > 2 * PAYS * self._call_s(size):
                 break
             size += 1
             if long and not known:
                 break  # tried once, then it is known
         return size
 
-    def _row_s(self, size: int) -> float:
-        """As measured; else as at the next smaller size that was, or the smallest."""
+    def _call_s(self, size: int) -> float:
+        """As measured; else by rows from the next smaller size that was, or the smallest."""
         if size in self.predict:
             return self.predict[size]
         smaller = [known for known in self.predict if known < size]
-        return self.predict[max(smaller) if smaller else min(self.predict)]
+        nearest = max(smaller) if smaller else min(self.predict)
+        return self.predict[nearest] * 2.0 ** (size - nearest)
 
 
 def _size_of(rows: int) -> int:
     return (max(1, rows) - 1).bit_length()
 
 
-def _learnt(known: Known, rows: int, seconds: float) -> Known:
-    size = _size_of(rows)
-    now = max(seconds / max(1, rows), 1e-9)
+def _learnt(known: Known, size: int, seconds: float) -> Known:
+    now = max(seconds, 1e-9)
     before = known.get(size, now)
     return {**known, size: before + WEIGHT * (min(now, MOST_RISE * before) - before)}
 

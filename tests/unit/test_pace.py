@@ -67,6 +67,21 @@ def test_batches_take_the_target_time_where_rows_and_calls_both_cost() -> None:
     assert 0.5 * 0.005 <= 0.0002 + pace.room(MOST) * 0.0001 <= 1.5 * 0.005
 
 
+@pytest.mark.parametrize("rows", [65, 129])
+def test_a_batch_of_few_more_rows_does_not_make_a_size_look_dear(rows: int) -> None:
+    """Per row it costs as much as the next smaller size, and batches stayed at that."""
+    pace = served(forest, 20, backlog=64)
+    pace = served(forest, 20, backlog=rows, pace=pace)
+    assert served(forest, 20, pace=pace).room(MOST) == MOST
+
+
+def test_a_size_that_stalled_when_it_was_tried_is_tried_again() -> None:
+    pace = served(forest, 20, backlog=64)
+    stalled = pace.after(128, 0.1, 0.1)
+    assert stalled.room(MOST) == 64
+    assert served(forest, 300, pace=stalled).room(MOST) == MOST
+
+
 def test_one_stalled_call_counts_for_little_and_lasting_slowness_is_seen() -> None:
     before = served(light, 20)
     stalled = before.after(256, 10.0, 10.0)
