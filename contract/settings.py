@@ -57,6 +57,9 @@ class Settings(BaseSettings):
 
     workers: Count = Field(1, description="Worker processes in the pool.")
     batch_rows: Count = Field(256, description="Most rows in one predict call, but for a request larger than that.")
+    slow_batch_factor: Count = Field(
+        4, description="So many times as many, where calls are slow and more rows make each of them cheaper."
+    )
     batch_target_ms: Positive = Field(5.0, description="How long one predict call should take, in milliseconds.")
     compile_models: bool = Field(
         True, description="Whether models are computed in a compiled form where that differs in no bit of any answer."

@@ -197,7 +197,11 @@ class Lanes:
     def _reading(self, model_id: str, stream: str, backlog: int) -> Sequence[Argument]:
         # COUNT holds per stream and the first reader takes everything: leave the others their share.
         share = math.ceil(backlog / max(1, self.workers.get(model_id, 1)))
-        count = max(1, min(self._settings.batch_rows, self.room(model_id), share))
+        room = self.room(model_id)
+        if stream == self._keys.model(model_id).bulk:
+            # Who comes first has to wait for a call that is under way.
+            room = min(self._settings.batch_rows, room)
+        count = max(1, min(room, share))
         return ("XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT", count, "STREAMS", stream, ">")
 
     def _wait(self, models: list[str]) -> list[Batch]:

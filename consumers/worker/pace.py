@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 WEIGHT = 0.2
 """Of the newest measurement."""
@@ -22,6 +23,19 @@ call that stalled would otherwise keep batches small for good."""
 
 Known = Mapping[int, float]
 """Power of two -> seconds that batches of up to so many rows take, per call or per row."""
+
+
+class Most(NamedTuple):
+    """Most rows of a predict call."""
+
+    rows: int
+    slow: int
+    """Where calls take longer than they should, and more rows make each of them cheaper; at least as many."""
+
+    @classmethod
+    def always(cls, rows: int) -> Most:
+        """The same for all."""
+        return cls(rows, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +56,7 @@ class Pace:
         predict = _learnt(faded, size, predict_s)
         return Pace(self.target_s, predict, _learnt(self.whole, size, whole_s / max(1, rows)))
 
-    def rows_per_s(self, most: int) -> float:
+    def rows_per_s(self, most: Most) -> float:
         """What the worker does when it works on this model alone, in batches of the size that it would read.
 
         While that size is still to be tried, what it does at the best one so far; 0 where nothing is known.
@@ -50,31 +64,33 @@ class Pace:
         row_s = self.whole.get(self._size(most)) or min(self.whole.values(), default=0.0)
         return 1 / row_s if row_s else 0.0
 
-    def rough(self, most: int) -> bool:
+    def rough(self, most: Most) -> bool:
         """Whether a larger size is still to be tried, so that the rate may turn out to be far higher."""
         return self._size(most) not in self.predict
 
-    def room(self, most: int) -> int:
+    def room(self, most: Most) -> int:
         """Rows for the next batch: as many as take the target time, all there may be while nothing is known.
 
         Where one row takes longer than that already, as many as make a row cheaper: a model whose calls are slow
         whatever their size would otherwise never be asked for more than one row.
         """
-        return min(1 << self._size(most), most)
+        return min(1 << self._size(most), most.slow)
 
     @property
     def call_s(self) -> float:
         """How long a call takes that has few rows, as far as is known."""
         return min(self.predict.values(), default=0.0)
 
-    def _size(self, most: int) -> int:
-        largest = _size_of(most)
+    def _size(self, most: Most) -> int:
+        usual, largest = _size_of(most.rows), _size_of(most.slow)
         if not self.predict:
-            return largest
+            return usual
         size = 0
         while size < largest:
             call_s = self._call_s(size + 1)
             long, known = call_s > self.target_s, size + 1 in self.predict
+            if size >= usual and not long:
+                break
             if long and known and call_s > 2 * PAYS * self._call_s(size):
                 break
             size += 1
@@ -104,10 +120,9 @@ def _learnt(known: Known, size: int, seconds: float) -> Known:
 class Paces:
     """Every model's on one worker. The thread that predicts adds to them, others ask."""
 
-    def __init__(self, target_s: float, most: int) -> None:
+    def __init__(self, target_s: float, most: Most) -> None:
         self._target_s = target_s
         self._most = most
-        """Rows of the largest predict call."""
         self._known: dict[str, Pace] = {}
 
     def learn(self, model_id: str, rows: int, predict_s: float, whole_s: float) -> None:

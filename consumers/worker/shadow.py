@@ -24,7 +24,7 @@ from consumers.worker.answers import Answers
 from consumers.worker.copies import Copies, Copy, Form, form_of
 from consumers.worker.exits import Exits
 from consumers.worker.memory import has_room
-from consumers.worker.pace import Pace
+from consumers.worker.pace import Most, Pace
 from consumers.worker.shelf import Shelf
 from consumers.worker.work import Work, answered, rows_of_entries
 from contract.catalog import Catalog
@@ -142,7 +142,7 @@ class Shadow:
             if not self._put_name_down(model_id, version):
                 return
             pace = self._pace.get(version.digest)
-            room = pace.room(min(MOST_ROWS, self._settings.batch_rows)) if pace else 1
+            room = pace.room(Most.always(min(MOST_ROWS, self._settings.batch_rows))) if pace else 1
             works = [copy.work(version.version, version.digest) for copy in self._copies.take(room)]
             taken = len(works)
             began = time.monotonic()

@@ -28,7 +28,7 @@ from consumers.worker.lanes import BLOCK_MS, Batch, Lanes
 from consumers.worker.leases import Leases, hand_over
 from consumers.worker.lone import LoneAttempts
 from consumers.worker.memory import has_room
-from consumers.worker.pace import Paces
+from consumers.worker.pace import Most, Paces
 from consumers.worker.shadow import Shadow
 from consumers.worker.shelf import Shelf
 from consumers.worker.slot import Slot
@@ -67,7 +67,8 @@ class Worker:
         self._line = Line(redis_url, timeout_s=BLOCK_MS / 1000 + 5.0)
         self._beat_client = connect(redis_url)
         self._load_client = connect(redis_url)
-        self._paces = Paces(settings.batch_target_ms / 1000, settings.batch_rows)
+        most = Most(settings.batch_rows, settings.batch_rows * settings.slow_batch_factor)
+        self._paces = Paces(settings.batch_target_ms / 1000, most)
         self._tally = Tally(time.monotonic())
         self._lanes = Lanes(self._line, self._load_client, self._keys, settings, self.name)
         self._lanes.crowds = Crowds(self._paces.call_s)
@@ -222,7 +223,8 @@ class Worker:
                 groups.setdefault(work.entry.digest, []).append(work)
         if refused:
             self._exits.complete(batch.model_id, batch.lane, wire.Header(model_id=batch.model_id), refused)
-        calls = [(digest, part) for digest, group in groups.items() for part in parts(group, self._settings.batch_rows)]
+        most = max(self._settings.batch_rows, 0 if batch.lane == BULK else self._paces.room(batch.model_id))
+        calls = [(digest, part) for digest, group in groups.items() for part in parts(group, most)]
         for place, (digest, part) in enumerate(calls):
             if place and batch.lane == BULK:
                 self._interactive_first()

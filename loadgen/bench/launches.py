@@ -66,7 +66,7 @@ def millstream(
         store = place.folder / "store"
         model.write_version(store)
         command = ("up", "--state-dir", state_dir(place.folder), "--store", store, "--listen", place.address)
-        chosen = ("--workers", str(model.workers), "--engine", engine, "--fsync", fsync)
+        chosen = ("--workers", "1", "--engine", engine, "--fsync", fsync)
         env = {} if compiled or model.name != "heavy" else {"MILLSTREAM_COMPILE_MODELS": "false"}
         return Launch((place.python, "-m", "millstream", *command, *chosen), env)
 

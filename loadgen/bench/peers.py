@@ -73,7 +73,9 @@ def _treelite() -> str:
 
 
 GRPC, HTTP = "gRPC, h2load", "HTTP/1.1 with JSON, wrk"
-_OURS = "`millstream up` with its defaults, event log on; `--workers` = processes that predict, `--engine "
+_OURS = (
+    "`millstream up` with its defaults, event log on: one worker, which on two cores is as much as is left; `--engine "
+)
 
 PEERS = (
     Peer(

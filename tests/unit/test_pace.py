@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from consumers.worker.pace import MOST_RISE, WEIGHT, Pace
+from consumers.worker.pace import MOST_RISE, WEIGHT, Most, Pace
 
-MOST = 256
+ROWS = 256
+MOST = Most.always(ROWS)
 OVERHEAD_S = 0.001
 
 
@@ -34,7 +35,7 @@ def light(rows: int) -> float:
 
 
 def test_while_nothing_is_known_there_is_room_for_a_whole_batch() -> None:
-    assert (Pace(0.005).room(MOST), Pace(0.005).room(100), Pace(0.005).rows_per_s(MOST)) == (256, 100, 0.0)
+    assert (Pace(0.005).room(MOST), Pace(0.005).room(Most.always(100)), Pace(0.005).rows_per_s(MOST)) == (256, 100, 0.0)
     assert Pace(0.005).rough(MOST)
 
 
@@ -44,9 +45,24 @@ def test_a_model_whose_calls_are_slow_whatever_their_size_is_asked_for_many_rows
     assert alone.rough(MOST)
     assert alone.rows_per_s(MOST) < 130
     busy = served(forest, 20, pace=alone)
-    assert busy.room(MOST) == MOST
+    assert busy.room(MOST) == ROWS
     assert not busy.rough(MOST)
-    assert busy.rows_per_s(MOST) == pytest.approx(MOST / (forest(MOST) + OVERHEAD_S), rel=0.01)
+    assert busy.rows_per_s(MOST) == pytest.approx(ROWS / (forest(ROWS) + OVERHEAD_S), rel=0.01)
+
+
+def test_beyond_the_usual_size_only_what_is_slow_and_gets_cheaper_is_asked_for_more() -> None:
+    most = Most(ROWS, 1024)
+
+    def room(seconds: Callable[[int], float]) -> int:
+        pace = Pace(0.005)
+        for _ in range(40):
+            rows = pace.room(most)
+            pace = pace.after(rows, seconds(rows), seconds(rows))
+        return pace.room(most)
+
+    assert [room(each) for each in (light, lambda rows: 0.02 + rows * 1e-6)] == [ROWS, 1024]
+    assert room(heavy) <= 2
+    assert room(forest) >= 512
 
 
 def test_a_model_whose_rows_are_slow_each_is_spread_over_the_pool() -> None:
@@ -59,7 +75,7 @@ def test_a_model_whose_rows_are_slow_each_is_spread_over_the_pool() -> None:
 @pytest.mark.parametrize("rows_first", [1, 7, 256])
 def test_a_light_model_is_asked_for_whole_batches(rows_first: int) -> None:
     first = Pace(0.005).after(rows_first, light(rows_first), light(rows_first) + OVERHEAD_S)
-    assert served(light, 20, pace=first).room(MOST) == MOST
+    assert served(light, 20, pace=first).room(MOST) == ROWS
 
 
 def test_batches_take_the_target_time_where_rows_and_calls_both_cost() -> None:
@@ -72,14 +88,14 @@ def test_a_batch_of_few_more_rows_does_not_make_a_size_look_dear(rows: int) -> N
     """Per row it costs as much as the next smaller size, and batches stayed at that."""
     pace = served(forest, 20, backlog=64)
     pace = served(forest, 20, backlog=rows, pace=pace)
-    assert served(forest, 20, pace=pace).room(MOST) == MOST
+    assert served(forest, 20, pace=pace).room(MOST) == ROWS
 
 
 def test_a_size_that_stalled_when_it_was_tried_is_tried_again() -> None:
     pace = served(forest, 20, backlog=64)
     stalled = pace.after(128, 0.1, 0.1)
     assert stalled.room(MOST) == 64
-    assert served(forest, 300, pace=stalled).room(MOST) == MOST
+    assert served(forest, 300, pace=stalled).room(MOST) == ROWS
 
 
 def test_one_stalled_call_counts_for_little_and_lasting_slowness_is_seen() -> None:
