@@ -2,19 +2,43 @@
 
 A forest takes as long for one row as for fifty. A worker that had answered fifty callers, and took what was there a
 moment later, worked for three of them while the others came, and took the time from those who bring them.
+
+So it waits until as many are back as there were, while they come. Now and then it waits for more, as long as they come
+faster than they would be answered: up to there the call gets cheaper by more than the wait costs.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 CALL_S = 0.002
 """Shorter calls are not worth a wait."""
-SHARE = 0.6
-"""Longest wait, as a share of the call's time, and …"""
-MOST_S = 0.008
+SILENCE_S, EACH_S = 0.002, 0.00015
+"""Longest time in which nobody comes, and for each of the crowd: so long it may take to answer them all, and to bring
+what they ask next."""
+CALLS = 2.0
+"""Longest wait, in calls, and …"""
+MOST_S = 0.02
 """… in seconds."""
+STEP_S = 0.0025
+"""Over so long it is seen how fast they come: a gateway appends many at once, a few milliseconds apart."""
+RESTS = 8
+"""After a wait for more that brought nobody, so many batches are called as soon as all are back."""
+
+
+@dataclass(slots=True)
+class _Crowd:
+    """One that was answered, and is waited for."""
+
+    since: float
+    came_at: float
+    """When the last of them came."""
+    entries: int
+    looked_at: float
+    looked: int
+    """How many were there one step ago."""
 
 
 class Crowds:
@@ -24,7 +48,9 @@ class Crowds:
         self._call_s = call_s
         self._clock = clock
         self._seen: dict[str, int] = {}
-        self._until: dict[str, float] = {}
+        self._crowds: dict[str, _Crowd] = {}
+        self._rests: dict[str, int] = {}
+        """Batches until more are waited for again."""
 
     def slow(self, model_id: str) -> bool:
         """Whether its calls are worth a wait."""
@@ -32,6 +58,11 @@ class Crowds:
 
     def read(self, model_id: str, entries: int) -> None:
         """A batch was read where so many entries stood, with those that other workers have."""
+        self._crowds.pop(model_id, None)
+        if rests := self._rests.get(model_id, 0):
+            self._rests[model_id] = rests - 1
+        elif entries <= self._seen.get(model_id, 0):
+            self._rests[model_id] = RESTS
         if self.slow(model_id):
             self._seen[model_id] = entries
         else:
@@ -40,15 +71,40 @@ class Crowds:
     def answered(self, model_id: str) -> None:
         """That batch is completed: from now on they may come again."""
         if self._seen.get(model_id, 0) > 1:
-            self._until[model_id] = self._clock() + min(MOST_S, SHARE * self._call_s(model_id))
+            now = self._clock()
+            self._crowds[model_id] = _Crowd(now, now, 0, now, 0)
 
     def awaits(self, model_id: str, entries: int) -> bool:
         """Whether more than these are waited for."""
-        return entries < self._seen.get(model_id, 0) and self._clock() < self._until.get(model_id, 0.0)
+        crowd = self._crowds.get(model_id)
+        if crowd is None:
+            return False
+        now = self._clock()
+        if entries > crowd.entries:
+            crowd.entries, crowd.came_at = entries, now
+        if not self._is_coming(model_id, crowd, now):
+            return False
+        came, during = entries - crowd.looked, now - crowd.looked_at
+        if during >= STEP_S:
+            crowd.looked_at, crowd.looked = now, entries
+        if entries < self._seen[model_id]:
+            return True
+        if self._rests.get(model_id, 0):
+            return False
+        if during < STEP_S:
+            return True
+        return came / during > entries / (self._call_s(model_id) + now - crowd.since)
 
     @property
     def expected(self) -> bool:
         """Whether anybody is waited for."""
         now = self._clock()
-        self._until = {model_id: until for model_id, until in self._until.items() if now < until}
-        return bool(self._until)
+        self._crowds = {name: crowd for name, crowd in self._crowds.items() if self._is_coming(name, crowd, now)}
+        return bool(self._crowds)
+
+    def _is_coming(self, model_id: str, crowd: _Crowd, now: float) -> bool:
+        call_s = self._call_s(model_id)
+        return now < min(
+            crowd.came_at + SILENCE_S + EACH_S * self._seen[model_id],
+            crowd.since + min(MOST_S, CALLS * call_s),
+        )

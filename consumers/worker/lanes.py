@@ -28,7 +28,7 @@ QUIET_S = 0.0004
 """A read that waited longer than this found the lanes empty, so the next one waits at once instead of looking first:
 one round trip less for a single caller. It comes back sooner where more has come meanwhile, and then a pass follows."""
 
-LOOK_S = 0.0003
+LOOK_S = 0.001
 """Between two looks at who is waited for."""
 
 

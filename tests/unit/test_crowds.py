@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from consumers.worker.crowds import CALL_S, MOST_S, SHARE, Crowds
+from consumers.worker.crowds import CALL_S, CALLS, EACH_S, MOST_S, RESTS, SILENCE_S, STEP_S, Crowds
 
 
 class Clock:
@@ -15,7 +15,8 @@ class Clock:
         return self.now
 
 
-SLOW_S = 0.004
+SLOW_S = 0.006
+STEP = STEP_S * 1.01
 
 
 @pytest.fixture
@@ -33,16 +34,43 @@ def crowds(clock: Clock) -> Crowds:
     return crowds
 
 
-def test_as_many_are_waited_for_as_there_were(crowds: Crowds) -> None:
-    assert [crowds.awaits("slow", entries) for entries in (0, 1, 49, 50, 80)] == [True, True, True, False, False]
+def test_as_many_are_waited_for_as_there_were(crowds: Crowds, clock: Clock) -> None:
+    assert [crowds.awaits("slow", entries) for entries in (0, 1, 49)] == [True, True, True]
+    clock.now += STEP
+    assert crowds.awaits("slow", 49)
+    clock.now += STEP
+    assert not crowds.awaits("slow", 50)
 
 
-@pytest.mark.parametrize(("model_id", "wait_s"), [("slow", SHARE * SLOW_S), ("very slow", MOST_S)])
-def test_the_wait_is_short(crowds: Crowds, clock: Clock, model_id: str, wait_s: float) -> None:
-    clock.now += wait_s * 0.99
-    assert crowds.awaits(model_id, 1)
-    clock.now += wait_s * 0.02
-    assert not crowds.awaits(model_id, 1)
+@pytest.mark.parametrize("callers", [2, 50])
+def test_when_nobody_comes_the_wait_is_as_short_as_the_way_back_of_so_many(callers: int, clock: Clock) -> None:
+    crowds = Crowds(lambda _model: SLOW_S, clock)
+    crowds.read("slow", callers)
+    crowds.answered("slow")
+    assert crowds.awaits("slow", 1)
+    clock.now += 0.99 * (SILENCE_S + EACH_S * callers)
+    assert crowds.awaits("slow", 1)
+    clock.now += 0.02 * (SILENCE_S + EACH_S * callers)
+    assert not crowds.awaits("slow", 1)
+
+
+@pytest.mark.parametrize(("model_id", "wait_s"), [("slow", CALLS * SLOW_S), ("very slow", MOST_S)])
+def test_however_they_come_the_wait_ends(crowds: Crowds, clock: Clock, model_id: str, wait_s: float) -> None:
+    began, entries = clock.now, 0
+    while crowds.awaits(model_id, entries):
+        clock.now += 0.001
+        entries += 1
+    assert wait_s <= clock.now - began < wait_s + 0.0011
+
+
+def test_more_are_waited_for_while_they_come_faster_than_they_would_be_answered(crowds: Crowds, clock: Clock) -> None:
+    """After two steps of 5 ms in all a call of 6 ms has taken 11: 110 entries are ten in a millisecond."""
+    clock.now += STEP
+    assert crowds.awaits("slow", 60)
+    clock.now += STEP
+    assert crowds.awaits("slow", 110)
+    clock.now += STEP
+    assert not crowds.awaits("slow", 112)
 
 
 def test_nobody_waits_any_more_once_all_waits_are_over(crowds: Crowds, clock: Clock) -> None:
@@ -62,7 +90,19 @@ def test_one_caller_alone_is_never_held_up(clock: Clock) -> None:
     assert (crowds.expected, crowds.awaits("slow", 1)) == (False, False)
 
 
+def test_after_a_wait_for_more_that_brought_nobody_all_are_called_as_soon_as_they_are_back(
+    crowds: Crowds, clock: Clock
+) -> None:
+    held_up = []
+    for _ in range(RESTS + 2):
+        crowds.read("slow", 50)
+        crowds.answered("slow")
+        held_up.append(crowds.awaits("slow", 50))
+    assert held_up == [False] * RESTS + [True, False]
+
+
 def test_a_crowd_that_went_away_is_forgotten_with_the_next_batch(crowds: Crowds) -> None:
     crowds.read("slow", 2)
+    assert not crowds.awaits("slow", 1)
     crowds.answered("slow")
     assert [crowds.awaits("slow", entries) for entries in (1, 2)] == [True, False]
