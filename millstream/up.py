@@ -157,8 +157,6 @@ async def running(settings: Settings, say: Say, *, accept_gap: bool = False) -> 
         await stack.enter_async_context(supervisor)
         stack.push_async_callback(_stop, house, say)
 
-        if allocator.preloading(settings):
-            say(f"allocator {allocator.in_words(settings)}")
         if settings.redis_url:
             await anyio.to_thread.run_sync(_reach, settings.redis_url)
             house.addresses["redis"] = settings.redis_url
@@ -170,6 +168,8 @@ async def running(settings: Settings, say: Say, *, accept_gap: bool = False) -> 
             keeper = server.child(lifeline, lock.fd, env=allocator.preloading(settings))
             await supervisor.start(keeper, ready_within=LOAD_REDIS_S)
             house.addresses["redis"] = server.url
+        if allocator.preloading(settings):
+            say(f"allocator {allocator.in_words(settings)}")
         house.addresses["registry"] = f"unix:{sockets.registry}"
         house.addresses["event_log"] = f"unix:{sockets.sink}"
 
