@@ -97,6 +97,8 @@ class Sink:
         self._recoveries = Recoveries(self._streams, self._intake)
         self._ended = threading.Event()
         self._server: EventLogServer | None = None
+        self._is_behind = False
+        """Whether there was more than was taken, when it was looked at last."""
         self._committed_at = 0.0
         self._runtimes: Mapping[str, str] = {}
         """Those that the database has."""
@@ -184,7 +186,8 @@ class Sink:
     def _wait_for_group(self, stop: threading.Event) -> None:
         apart = FOLLOWED_GROUP_S if self._database.followed else GROUP_S
         rest = self._committed_at + apart - time.monotonic()
-        if rest > 0:
+        # With more there than one commit takes, a rest would put a bound to how much is recorded in a second.
+        if rest > 0 and not self._is_behind:
             stop.wait(rest)
 
     def _gather(self, stop: threading.Event, block: int | None) -> None:
@@ -203,6 +206,7 @@ class Sink:
                 stop.wait(block / 1000)
             enough = intake.events >= self._settings.sink_batch_events or intake.bytes >= GATHER_BYTES
             if not (full and whole) or enough or time.monotonic() > deadline:
+                self._is_behind = full or not whole
                 return
             block = None
 

@@ -13,6 +13,7 @@ import pytest
 import redis
 from structlog.testing import capture_logs
 
+from consumers.sink.streams import READ_ENTRIES
 from contract.connection import living
 from contract.keys import Keys
 from protos import millstream_v1_pb2 as v1
@@ -202,6 +203,18 @@ def test_a_backlog_is_drained_in_order_and_trimmed(
     assert rows(tmp_path / "events.duckdb", "SELECT number FROM positions") == [(12_000,)]
     apart = "SELECT count(*) FROM (SELECT number - sequence AS d FROM events) WHERE d <> 0"
     assert rows(tmp_path / "events.duckdb", apart) == [(0,)]
+
+
+def test_commits_are_apart_only_where_one_takes_all_that_is_there(
+    stream: EventStream, redis_url: str, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a sink could record no more in a second than fits into so many commits, however much waited."""
+    monkeypatch.setattr("consumers.sink.sink.GROUP_S", 3600.0)
+    monkeypatch.setattr("consumers.sink.sink.GATHER_S", 0.0)
+    for entry in range(3 * READ_ENTRIES + 1):
+        stream.append(ok(f"r{entry}"))
+    with RunningSink(redis_url, prefix, tmp_path) as sink:
+        eventually(lambda: sink.count() == 3 * READ_ENTRIES + 1)
 
 
 def test_a_stopped_sink_goes_on_where_it_was(stream: EventStream, redis_url: str, prefix: str, tmp_path: Path) -> None:
