@@ -101,15 +101,14 @@ class Lanes:
             self._look = [("XLEN", stream) for each in keys for stream in (each.requests, each.bulk)]
             self._next = 0
 
-    @property
-    def taken(self) -> list[Batch]:
+    def take(self) -> list[Batch]:
         """What was read with the exit of the last batch; once."""
         taken, self._taken = self._taken, []
         return taken
 
     @property
     def holds(self) -> bool:
-        """Whether something was taken."""
+        """Whether there is something to take."""
         return bool(self._taken)
 
     def after(self, batch: Batch) -> After | None:

@@ -161,7 +161,7 @@ class Worker:
         pause, retry, more = 0.05, False, False
         self._began = time.perf_counter()
         while not self._stop.is_set() or self._lanes.holds:
-            batches = self._lanes.taken
+            batches = self._lanes.take()
             try:
                 self._lanes.serve(self._shelf.ready)
                 if not batches:

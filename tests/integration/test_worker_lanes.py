@@ -60,8 +60,8 @@ def test_what_came_meanwhile_is_taken_with_the_exit_and_given_once(reader: Reade
     assert reader.leave(batch) == [1, 1]
     assert reader.lanes.holds
     assert ids([batch]) == [("churn", each) for each in first]
-    assert ids(reader.lanes.taken) == [("churn", each) for each in later]
-    assert (reader.lanes.holds, reader.lanes.taken) == (False, [])
+    assert ids(reader.lanes.take()) == [("churn", each) for each in later]
+    assert (reader.lanes.holds, reader.lanes.take()) == (False, [])
     assert reader.churn.held() == {each.decode(): "w1" for each in later}
 
 
@@ -72,7 +72,7 @@ def test_when_another_model_is_asked_it_is_its_turn(reader: Reader) -> None:
     (other,) = reader.fraud.append("r3")
     assert reader.leave(batch) == [1]
     # Nobody had asked when this one was read: one more of the same, and then the other.
-    (taken,) = reader.lanes.taken
+    (taken,) = reader.lanes.take()
     reader.churn.append("r4")
     assert reader.lanes.after(taken) is None
     assert reader.leave(taken) == [1]
@@ -104,7 +104,7 @@ def test_what_was_taken_is_kept_though_the_exit_is_refused(reader: Reader) -> No
     reader.churn.client.set(reader.churn.keys.crashes, "no hash")
     with pytest.raises(ResponseError, match="WRONGTYPE"):
         reader.leave(batch)
-    assert ids(reader.lanes.taken) == [("churn", each) for each in later]
+    assert ids(reader.lanes.take()) == [("churn", each) for each in later]
 
 
 def test_a_server_that_forgot_its_scripts_completes_and_reads_all_the_same(reader: Reader) -> None:
@@ -113,7 +113,7 @@ def test_a_server_that_forgot_its_scripts_completes_and_reads_all_the_same(reade
     later = reader.churn.append("r2")
     reader.churn.client.script_flush()
     assert reader.leave(batch) == [1]
-    assert ids(reader.lanes.taken) == [("churn", each) for each in later]
+    assert ids(reader.lanes.take()) == [("churn", each) for each in later]
 
 
 def test_groups_that_are_gone_are_made_again_by_the_next_pass(reader: Reader) -> None:
