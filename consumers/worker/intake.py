@@ -217,10 +217,7 @@ def _id_within(fields: dict[bytes, bytes]) -> str:
 
 def _admit(work: Work, admitted: Admitted) -> None:
     entry = work.entry
-    if isinstance(admitted.rows, v1.Matrix):
-        entry.matrix.CopyFrom(admitted.rows)
-    else:
-        entry.columns.CopyFrom(admitted.rows)
+    entry.MergeFromString(admitted.rows_field)
     entry.hydrated.extend(wire.Hydrated(index=index, origin=origin) for index, origin in admitted.hydrated)
     entry.degraded = admitted.degraded
     entry.admitted_us = now_us()
