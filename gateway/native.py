@@ -42,7 +42,8 @@ class NativeServer(Server):
     """A server on the native front."""
 
     def __init__(self, options: Iterable[tuple[str, Any]]) -> None:
-        super().__init__(options=options)
+        # Beside one event loop a second thread for HTTP/2 has little to do but to wake the first.
+        super().__init__(options=options, io_threads=1)
         self._direct: dict[str, Begin] = {}
         self._begins: dict[int, Begin] = {}
         self._open: dict[int, Cancellable] = {}

@@ -19,7 +19,7 @@ SILENCE_S, EACH_S = 0.002, 0.00015
 """Longest time in which nobody comes, and for each of the crowd: so long it may take to answer them all, and to bring
 what they ask next."""
 CALLS = 2.0
-"""Longest wait, in calls, and …"""
+"""Longest wait, in calls, and as long as one without anybody may be; …"""
 MOST_S = 0.02
 """… in seconds."""
 STEP_S = 0.0025
@@ -103,8 +103,6 @@ class Crowds:
         return bool(self._crowds)
 
     def _is_coming(self, model_id: str, crowd: _Crowd, now: float) -> bool:
-        call_s = self._call_s(model_id)
-        return now < min(
-            crowd.came_at + SILENCE_S + EACH_S * self._seen[model_id],
-            crowd.since + min(MOST_S, CALLS * call_s),
-        )
+        silence_s = SILENCE_S + EACH_S * self._seen[model_id]
+        longest_s = min(MOST_S, CALLS * self._call_s(model_id) + silence_s)
+        return now < min(crowd.came_at + silence_s, crowd.since + longest_s)
