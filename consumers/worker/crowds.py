@@ -24,8 +24,9 @@ MOST_S = 0.02
 """… in seconds."""
 STEP_S = 0.0025
 """Over so long it is seen how fast they come: a gateway appends many at once, a few milliseconds apart."""
-RESTS = 8
-"""After a wait for more that brought nobody, so many batches are called as soon as all are back."""
+RESTS, MOST_RESTS = 8, 64
+"""After a wait for more that brought nobody, so many batches are called as soon as all are back; twice as many after
+each further one in turn, up to the most."""
 
 
 @dataclass(slots=True)
@@ -51,6 +52,8 @@ class Crowds:
         self._crowds: dict[str, _Crowd] = {}
         self._rests: dict[str, int] = {}
         """Batches until more are waited for again."""
+        self._next_rests: dict[str, int] = {}
+        """How many those will be after the next wait for more, if that brings nobody."""
 
     def slow(self, model_id: str) -> bool:
         """Whether its calls are worth a wait."""
@@ -62,7 +65,10 @@ class Crowds:
         if rests := self._rests.get(model_id, 0):
             self._rests[model_id] = rests - 1
         elif entries <= self._seen.get(model_id, 0):
-            self._rests[model_id] = RESTS
+            self._rests[model_id] = self._next_rests.get(model_id, RESTS)
+            self._next_rests[model_id] = min(2 * self._rests[model_id], MOST_RESTS)
+        else:
+            self._next_rests.pop(model_id, None)
         if self.slow(model_id):
             self._seen[model_id] = entries
         else:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
-from consumers.worker.crowds import CALL_S, CALLS, EACH_S, MOST_S, RESTS, SILENCE_S, STEP_S, Crowds
+from consumers.worker.crowds import CALL_S, CALLS, EACH_S, MOST_RESTS, MOST_S, RESTS, SILENCE_S, STEP_S, Crowds
 
 
 class Clock:
@@ -96,12 +98,30 @@ def test_one_caller_alone_is_never_held_up(clock: Clock) -> None:
 def test_after_a_wait_for_more_that_brought_nobody_all_are_called_as_soon_as_they_are_back(
     crowds: Crowds, clock: Clock
 ) -> None:
-    held_up = []
-    for _ in range(RESTS + 2):
-        crowds.read("slow", 50)
+    assert waits_for_more(crowds, 9 * RESTS) == [RESTS, 3 * RESTS + 1, 7 * RESTS + 2]
+
+
+def test_once_a_wait_brought_more_the_next_one_is_as_soon_as_at_first(crowds: Crowds) -> None:
+    assert waits_for_more(crowds, 3 * RESTS + 2) == [RESTS, 3 * RESTS + 1]
+    crowds.read("slow", 60)
+    crowds.answered("slow")
+    assert waits_for_more(crowds, 2 * RESTS, 60) == [RESTS]
+
+
+def test_more_are_waited_for_again_after_the_longest_rest_at_the_latest(crowds: Crowds) -> None:
+    found = waits_for_more(crowds, 20 * MOST_RESTS)
+    assert {later - sooner for sooner, later in pairwise(found[4:])} == {MOST_RESTS + 1}
+
+
+def waits_for_more(crowds: Crowds, batches: int, callers: int = 50) -> list[int]:
+    """Before which batches more than all are waited for."""
+    found = []
+    for batch in range(batches):
+        crowds.read("slow", callers)
         crowds.answered("slow")
-        held_up.append(crowds.awaits("slow", 50))
-    assert held_up == [False] * RESTS + [True, False]
+        if crowds.awaits("slow", callers):
+            found.append(batch)
+    return found
 
 
 def test_a_crowd_that_went_away_is_forgotten_with_the_next_batch(crowds: Crowds) -> None:

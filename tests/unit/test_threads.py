@@ -65,7 +65,7 @@ def answers(model: Any, rows: npt.NDArray[np.float64]) -> list[Any]:
 def test_a_model_has_its_threads_while_it_predicts_and_none_of_them_before_and_after() -> None:
     usual = blas_threads()
     golden = [{"inputs": [0.0, 0.0], "outputs": {"out": float(usual)}}]
-    model = load_model(signature(golden_examples=golden), {"m.joblib": dumped(Counts())}, MANY)
+    model = load_model(signature(golden=golden), {"m.joblib": dumped(Counts())}, MANY)
     model.warm()  # others predict meanwhile, with as many as ever
     assert answers(model, X[:2]) == [MANY, MANY]
     assert blas_threads() == usual

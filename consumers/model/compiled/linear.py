@@ -92,11 +92,16 @@ def _classifier(last: Any) -> dict[str, Call]:
         places = (scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)
         return classes.take(places, axis=0)
 
+    expit = _expit()
+
     def proba(rows: Matrix) -> npt.NDArray[Any]:
         scores = decision(rows)
         if scores.ndim == 1:
-            _expit(scores, out=scores)
-            return np.stack([1 - scores, scores], axis=1)
+            # What numpy.stack does in a third of the time.
+            both = np.empty((len(scores), 2), dtype=scores.dtype)
+            expit(scores, out=both[:, 1])
+            np.subtract(1, both[:, 1], out=both[:, 0])
+            return both
         scores -= scores.max(axis=1).reshape(-1, 1)
         np.exp(scores, out=scores)
         scores /= scores.sum(axis=1).reshape(-1, 1)
@@ -107,12 +112,12 @@ def _classifier(last: Any) -> dict[str, Call]:
 
 def _finite(rows: Matrix) -> Matrix:
     """The rows; raises NotTaken where scikit-learn would look closer. One sum tells, as there."""
-    if not isfinite(rows.sum()):
+    if not isfinite(np.add.reduce(rows, axis=None)):
         raise NotTaken
     return rows
 
 
-def _expit(rows: Matrix, out: Matrix) -> None:
+def _expit() -> np.ufunc:
     from scipy.special import expit  # what scikit-learn has loaded already, wherever there is such a model
 
-    expit(rows, out=out)
+    return expit
