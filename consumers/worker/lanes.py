@@ -136,6 +136,12 @@ class Lanes:
 
         return After([reading, *self._look], answered)
 
+    def answered(self, batch: Batch) -> None:
+        """This one has left; who waited for it may come again."""
+        # Nobody waits for a bulk batch: with one after the other, a wait that began anew with each would never end.
+        if batch.lane != BULK and not batch.lone:
+            self.crowds.answered(batch.model_id)
+
     def read(self, *, wait: bool = True) -> list[Batch]:
         """What is next: one batch, or after a wait one entry of each lane that had one, or nothing.
 

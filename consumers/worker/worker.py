@@ -301,7 +301,7 @@ class Worker:
         ended = time.perf_counter()
         self._paces.learn(batch.model_id, row, predicted - began, ended - self._began)
         self._tally.add_rows(batch.model_id, row)
-        self._lanes.crowds.answered(batch.model_id)
+        self._lanes.answered(batch)
         self._began = ended
 
     def _catalogue_changed(self) -> None:

@@ -9,10 +9,11 @@ import pytest
 import redis
 from redis.exceptions import ResponseError
 
+from consumers.worker.crowds import MOST_S, Crowds
 from consumers.worker.exits import Exits
 from consumers.worker.lanes import Batch, Lanes
 from consumers.worker.leases import Leases
-from contract.completion import BULK
+from contract.completion import BULK, INTERACTIVE
 from contract.keys import Keys
 from contract.line import Line
 from contract.settings import Settings
@@ -37,7 +38,7 @@ class Reader:
 
     def leave(self, batch: Batch) -> list[int]:
         """Completes a batch; what is next may be read with it."""
-        items = [finish(each.entry_id, f"done {each.entry_id!r}") for each in batch.deliveries]
+        items = [finish(each.entry_id, f"done {each.entry_id!r}", lane=batch.lane) for each in batch.deliveries]
         head = wire.Header(model_id=batch.model_id)
         return self.exits.complete(batch.model_id, batch.lane, head, items, self.lanes.after(batch))
 
@@ -105,6 +106,29 @@ def test_what_was_taken_is_kept_though_the_exit_is_refused(reader: Reader) -> No
     with pytest.raises(ResponseError, match="WRONGTYPE"):
         reader.leave(batch)
     assert ids(reader.lanes.take()) == [("churn", each) for each in later]
+
+
+@pytest.mark.parametrize("came", [1, 3])
+def test_who_waits_for_a_slow_model_comes_before_bulk_once_the_crowd_had_its_time(came: int, reader: Reader) -> None:
+    """Fewer than there were, or as many, so that more are waited for."""
+    now = 100.0
+    reader.lanes.crowds = Crowds(lambda _model: 1.0, lambda: now)
+    reader.churn.append("r1", "r2", "r3")
+    (batch,) = reader.lanes.read(wait=False)
+    reader.leave(batch)
+    reader.lanes.answered(batch)
+    later = reader.churn.append(*(f"later {each}" for each in range(came)))
+    read = []
+    for each in range(6):
+        reader.churn.append(f"bulk {each}", lane=BULK)
+        (batch,) = reader.lanes.read(wait=False)
+        read.append(batch.lane)
+        assert reader.leave(batch) == [1] * len(batch.deliveries)
+        reader.lanes.answered(batch)
+        now += 0.4 * MOST_S
+    assert read[:4].count(INTERACTIVE) == 1
+    assert read[4:] == [BULK, BULK]
+    assert not reader.churn.held().keys() & {each.decode() for each in later}
 
 
 def test_a_server_that_forgot_its_scripts_completes_and_reads_all_the_same(reader: Reader) -> None:
