@@ -120,4 +120,5 @@ def _finite(rows: Matrix) -> Matrix:
 def _expit() -> np.ufunc:
     from scipy.special import expit  # what scikit-learn has loaded already, wherever there is such a model
 
-    return expit
+    found: np.ufunc = expit
+    return found
