@@ -25,8 +25,10 @@ test: .venv/dev.stamp  ## Run all tests; those whose servers are missing are ski
 	TEST_ENGINE=native $(BIN)/python -m pytest tests/integration/test_gateway_*.py tests/integration/test_predict_stream.py $(BOTH)
 	$(BIN)/python -m pytest tests/e2e tests/faults
 
+# What `make check` runs is left out.
 unit: .venv/dev.stamp  ## Run the tests that need no server, in under a minute
-	$(BIN)/python -m pytest tests/unit tests/properties -m "not slow and not integration" $(BOTH)
+	$(BIN)/python -m pytest tests/unit tests/properties -m "not slow and not integration" --ignore tests/unit/test_docs.py \
+		--numprocesses 2 --dist worksteal
 
 soak: .venv/dev.stamp  ## Kill everything again and again under load for MINUTES=10, count, and write docs/soak.md
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),10)

@@ -13,6 +13,8 @@ import pytest
 from millstream.cli.errors import UNAVAILABLE
 from tests.servers import ROOT
 
+pytestmark = pytest.mark.slow  # each starts processes that import much
+
 _START = """
 import runpy, sys
 asked = []

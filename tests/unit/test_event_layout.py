@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from consumers.sink import rows
 from consumers.sink.layout import Layout
 from consumers.sink.pieces import cut
 from consumers.sink.rows import Link, chained, joined
@@ -24,6 +25,12 @@ COUNT = 12
 """Events that are laid out alike, so that they are worth a block."""
 ROWS = tuple(row for pair in zip(range(1, COUNT + 1), range(200, 200 + COUNT), strict=True) for row in pair)
 """Of two layouts in turn, that are kin: positions above 127 are longer."""
+
+
+@pytest.fixture(autouse=True)
+def unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No layout is known, whatever this process has read before: it learns only so many."""
+    monkeypatch.setattr(rows, "_LAYOUTS", {})
 
 
 def names(_model_id: str, _digest: bytes) -> tuple[str, ...]:
