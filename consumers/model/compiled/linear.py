@@ -81,6 +81,8 @@ def model(last: Any) -> Form | None:
 
 
 def _classifier(last: Any) -> dict[str, Call]:
+    from scipy.special import expit  # what scikit-learn has loaded already, wherever there is such a model
+
     coef, intercept, classes = last.coef_.T, last.intercept_, np.asarray(last.classes_)
 
     def decision(rows: Matrix) -> Matrix:
@@ -92,12 +94,10 @@ def _classifier(last: Any) -> dict[str, Call]:
         places = (scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)
         return classes.take(places, axis=0)
 
-    expit = _expit()
-
     def proba(rows: Matrix) -> npt.NDArray[Any]:
         scores = decision(rows)
         if scores.ndim == 1:
-            # What numpy.stack does in a third of the time.
+            # Both columns in less than half the time that numpy.stack takes for them.
             both = np.empty((len(scores), 2), dtype=scores.dtype)
             expit(scores, out=both[:, 1])
             np.subtract(1, both[:, 1], out=both[:, 0])
@@ -115,10 +115,3 @@ def _finite(rows: Matrix) -> Matrix:
     if not isfinite(np.add.reduce(rows, axis=None)):
         raise NotTaken
     return rows
-
-
-def _expit() -> np.ufunc:
-    from scipy.special import expit  # what scikit-learn has loaded already, wherever there is such a model
-
-    found: np.ufunc = expit
-    return found
